@@ -1,0 +1,77 @@
+"""From nested mappings (ml_collections, JSON) to frozen dataclasses and back.
+
+Every room owns a frozen dataclass with its options; `build` is the door through which a config
+enters, and the only place where a misspelt key or a value of the wrong type has to be caught.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Returns `cls(**values)` with nested dataclasses built and every value checked.
+
+    Args:
+      cls: a dataclass whose fields are annotated with bool, int, float, str, tuples of them, other
+        dataclasses, or unions of those with None.
+      values: nested mapping, for instance a ConfigDict; absent keys take the field's default.
+      where: dotted prefix of the keys, for messages.
+
+    Raises:
+      ValueError: an unknown key (the nearest known one is suggested), a value of the wrong type, or
+        a value that the dataclass itself refuses; the message names the dotted key.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise ValueError(f"{where}.{key}: unknown key; {hint}")
+    kwargs = {key: _convert(fields[key], value, f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def to_dict(value: Any) -> Any:
+    """The inverse of `build`: nested plain dicts, with tuples kept as tuples."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (inner,) = [arg for arg in args if arg is not type(None)]
+        return _convert(inner, value, where)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a group of keys, got {value!r}")
+        return build(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a tuple, got {value!r}")
+        if args[-1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(args) != len(value):
+            raise ValueError(f"{where}: expected {len(args)} values, got {len(value)}")
+        return tuple(
+            _convert(arg, item, f"{where}[{i}]")
+            for i, (arg, item) in enumerate(zip(args, value, strict=True))
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

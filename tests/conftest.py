@@ -1,0 +1,8 @@
+"""Eight virtual CPU devices for every test, set before jax initialises its backend."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
