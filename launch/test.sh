@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Lint, format check and the whole test suite, from a bare Python. Arguments go to pytest:
+#   launch/test.sh tests/quant -k packing
+set -euo pipefail
+export TCLIP_EXTRAS="test"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"
