@@ -1,0 +1,58 @@
+"""Embedding the images of a data source, once for all evaluations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from tclip.data import Source, eval_batches
+from tclip.inference import Model
+
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """Unit embeddings of the images of a source that could be read.
+
+    Attributes:
+      embeddings_NxD: float32.
+      labels_N: int32 class, -1 where the source has none.
+      index_N: int32 position in the source.
+      skipped: how many samples could not be read.
+    """
+
+    embeddings_NxD: np.ndarray
+    labels_N: np.ndarray
+    index_N: np.ndarray
+    skipped: int
+
+
+def embed_images(
+    model: Model, source: Source, batch_size: int = 128, num_workers: int = 0
+) -> ImageEmbeddings:
+    """Embeds every readable image of `source`.
+
+    Raises:
+      ValueError: no image can be read, or the model's embeddings are not finite.
+    """
+    parts = []
+    batches = eval_batches(source, model.preprocess, batch_size, num_workers)
+    with tqdm(total=len(source), desc=f"images of {source.name}", disable=None) as bar:
+        for batch in batches:
+            # The whole batch is encoded, so that every batch has the shape that is compiled.
+            embeddings_BxD = model.encode_image(batch["images"])
+            valid_B = batch["valid"]
+            parts.append(
+                (embeddings_BxD[valid_B], batch["labels"][valid_B], batch["index"][valid_B])
+            )
+            bar.update(int(valid_B.sum()))
+    embeddings_NxD, labels_N, index_N = map(np.concatenate, zip(*parts, strict=True))
+    if not len(index_N):
+        raise ValueError(f"{source.name}: none of its {len(source)} images can be read")
+    check_finite("images", embeddings_NxD)
+    return ImageEmbeddings(embeddings_NxD, labels_N, index_N, len(source) - len(index_N))
+
+
+def check_finite(what: str, embeddings_NxD: np.ndarray) -> None:
+    """Raises ValueError where a comparison of scores would be meaningless."""
+    if not np.isfinite(embeddings_NxD).all():
+        raise ValueError(f"the model's embeddings of {what} hold NaN or infinity")

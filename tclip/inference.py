@@ -1,0 +1,136 @@
+"""A trained CLIP ready to embed images and texts, whatever its weights are."""
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from tclip.checkpoint import load_trained
+from tclip.data import PreprocessConfig, Tokenizer, decode_image, load_tokenizer, preprocess
+from tclip.models import CLIP, CLIPConfig, logit_scale
+from tclip.packed import CONFIG, PREPROCESSOR, TOKENIZER, is_packed, load_packed
+from tclip.quant import ternarize_params
+
+# Batches are cut to at most this many and padded to a power of two: few shapes to compile.
+MAX_BATCH = 128
+
+ImageInput = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Model:
+    """A CLIP with its tokenizer and preprocessing.
+
+    Attributes:
+      config: the architecture.
+      params: parameter tree with float, fake-quantised or packed (`TernaryTensor`) leaves.
+      tokenizer: texts to ids.
+      preprocess: encoded images to pixels.
+    """
+
+    config: CLIPConfig
+    params: Mapping[str, Any]
+    tokenizer: Tokenizer
+    preprocess: PreprocessConfig
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor that turns cosines into logits."""
+        return float(logit_scale(self.params))
+
+    def encode_image(self, images: np.ndarray | Sequence[ImageInput]) -> np.ndarray:
+        """Unit embeddings, float32 [B, D].
+
+        Args:
+          images: preprocessed pixels, float [B, S, S, 3], or a list of paths, encoded bytes and
+            PIL images.
+
+        Raises:
+          ValueError: an image cannot be decoded, or the array has another shape or dtype.
+          FileNotFoundError: a path does not exist.
+        """
+        if isinstance(images, ImageInput):
+            raise ValueError("encode_image: expected a list of images, got a single one")
+        if not isinstance(images, np.ndarray | jax.Array):
+            size = self.config.vision.image_size
+            pixels = [self._pixels(image) for image in images]
+            images = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
+        size = self.config.vision.image_size
+        if images.shape[1:] != (size, size, 3) or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"encode_image: expected preprocessed float pixels [B, {size}, {size}, 3], "
+                f"got {images.dtype}{list(images.shape)}"
+            )
+        encode = functools.partial(_encode, self.config, CLIP.encode_image, self.params)
+        return _in_batches(encode, np.asarray(images, np.float32), self.config.embed_dim)
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit embeddings of the texts, float32 [B, D]."""
+        if isinstance(texts, str):
+            raise ValueError("encode_text: expected a list of texts, got a single string")
+        encode = functools.partial(_encode, self.config, CLIP.encode_text, self.params)
+        return _in_batches(encode, self.tokenizer.encode(list(texts)), self.config.embed_dim)
+
+    def _pixels(self, image: ImageInput) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            # Through a lossless file, so that every mode takes the one way of decoding.
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            image = buffer.getvalue()
+        elif not isinstance(image, bytes):
+            image = Path(image).read_bytes()
+        return preprocess(decode_image(image), self.preprocess)
+
+
+def load(path: str | Path) -> Model:
+    """Loads a packed folder (weights stay packed) or a training workdir (latest or best weights).
+
+    Raises:
+      FileNotFoundError: `path` or a file that it needs is missing.
+      ValueError: a file in it is damaged, or does not fit the architecture.
+    """
+    path = Path(path)
+    if is_packed(path):
+        return Model(*load_packed(path))
+    for name in (CONFIG, TOKENIZER, PREPROCESSOR):
+        if not (path / name).is_file():
+            raise FileNotFoundError(
+                f"{path} is neither a packed model nor a training workdir: {name} is missing"
+            )
+    experiment, params, quant = load_trained(path)
+    return Model(
+        experiment.model,
+        ternarize_params(params, quant, experiment.quant),
+        load_tokenizer(path / TOKENIZER, experiment.model.text.context_length),
+        PreprocessConfig.load(path / PREPROCESSOR),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(
+    config: CLIPConfig, method: Callable, params: Mapping[str, Any], inputs_Bx: jax.Array
+) -> jax.Array:
+    embedding_BxD = CLIP(config).apply({"params": params}, inputs_Bx, method=method)
+    embedding_BxD = embedding_BxD.astype(jnp.float32)
+    norm_Bx1 = jnp.linalg.norm(embedding_BxD, axis=-1, keepdims=True)
+    # A zero embedding has no direction and stays zero; NaN stays NaN.
+    return embedding_BxD / jnp.where(norm_Bx1 == 0, 1, norm_Bx1)
+
+
+def _in_batches(
+    encode: Callable[[np.ndarray], jax.Array], inputs: np.ndarray, dim: int
+) -> np.ndarray:
+    outputs = [np.zeros((0, dim), np.float32)]
+    for start in range(0, len(inputs), MAX_BATCH):
+        batch = inputs[start : start + MAX_BATCH]
+        padded = np.zeros((1 << (len(batch) - 1).bit_length(), *batch.shape[1:]), batch.dtype)
+        padded[: len(batch)] = batch
+        outputs.append(np.asarray(encode(padded))[: len(batch)])
+    return np.concatenate(outputs)
