@@ -1,0 +1,146 @@
+"""Configurations of a CLIP model and the named architectures."""
+
+import dataclasses
+
+
+def _check_transformer(tower: str, config: "VisionConfig | TextConfig") -> None:
+    for name in ("width", "layers", "heads", "mlp_dim"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{tower}: {name} {getattr(config, name)} is not positive")
+    if config.width % config.heads:
+        raise ValueError(f"{tower}: width {config.width} is not divisible by heads {config.heads}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The image tower; sizes in pixels, `width` is the model's. The defaults are ViT-B/32."""
+
+    image_size: int = 224
+    patch_size: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_dim: int = 3072
+
+    def __post_init__(self):
+        _check_transformer("vision", self)
+        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"vision: image_size {self.image_size} is not divisible by "
+                f"patch_size {self.patch_size}"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image: one a patch, and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text tower. `vocab_size` and `eot_token_id` have to be those of the tokenizer."""
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    mlp_dim: int = 2048
+    eot_token_id: int = 49407
+
+    def __post_init__(self):
+        _check_transformer("text", self)
+        if self.context_length < 1:
+            raise ValueError(f"text: context_length {self.context_length} is not positive")
+        if not 0 <= self.eot_token_id < self.vocab_size:
+            raise ValueError(
+                f"text: eot_token_id {self.eot_token_id} is outside the vocabulary of "
+                f"{self.vocab_size} tokens"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Two towers that meet in an embedding of `embed_dim` dimensions.
+
+    Attributes:
+      activation: "quick_gelu" (OpenAI) or "gelu" (exact, by erf; open_clip).
+      dtype: what the towers compute in, "float32" or "bfloat16"; parameters are float32 either way,
+        and so are softmax and the statistics of the norms.
+      scan_layers: one compiled block for all layers; its parameters carry a leading layer axis.
+      remat: what the backward pass recomputes: "none", "full" (everything within a block) or "dots"
+        (everything but the results of matrix products with weights).
+      logit_bias: a learned bias of the logits, for the sigmoid loss.
+    """
+
+    embed_dim: int = 512
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    activation: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+    logit_bias: bool = False
+
+    def __post_init__(self):
+        _check_choice("activation", self.activation, ("quick_gelu", "gelu"))
+        _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        _check_choice("remat", self.remat, ("none", "full", "dots"))
+        if self.embed_dim < 1:
+            raise ValueError(f"embed_dim {self.embed_dim} is not positive")
+
+
+_TEXT_L = TextConfig(width=768, layers=12, heads=12, mlp_dim=3072)
+_TEXT_H = TextConfig(width=1024, layers=24, heads=16, mlp_dim=4096)
+
+# The ViT-B and ViT-L models are those of Radford et al. 2021 (arXiv 2103.00020), table 20; ViT-H/14
+# is that of open_clip (arXiv 2212.07143). The small ones leave vocab_size and eot_token_id to be
+# replaced by those of the tokenizer at hand.
+ARCHITECTURES: dict[str, CLIPConfig] = {
+    "ViT-B/32": CLIPConfig(),
+    "ViT-B/16": CLIPConfig(vision=VisionConfig(patch_size=16)),
+    "ViT-L/14": CLIPConfig(
+        embed_dim=768, vision=VisionConfig(224, 14, 1024, 24, 16, 4096), text=_TEXT_L
+    ),
+    "ViT-L/14@336": CLIPConfig(
+        embed_dim=768, vision=VisionConfig(336, 14, 1024, 24, 16, 4096), text=_TEXT_L
+    ),
+    "ViT-H/14": CLIPConfig(
+        embed_dim=1024,
+        vision=VisionConfig(224, 14, 1280, 32, 16, 5120),
+        text=_TEXT_H,
+        activation="gelu",
+    ),
+    "small-48": CLIPConfig(
+        embed_dim=128,
+        vision=VisionConfig(48, 8, 128, 4, 4, 512),
+        text=TextConfig(32, 1024, 128, 4, 4, 512, 1023),
+    ),
+    "small-32": CLIPConfig(
+        embed_dim=128,
+        vision=VisionConfig(32, 4, 192, 6, 6, 768),
+        text=TextConfig(24, 1024, 128, 4, 4, 512, 1023),
+    ),
+    "tiny": CLIPConfig(
+        embed_dim=32,
+        vision=VisionConfig(32, 8, 32, 2, 2, 64),
+        text=TextConfig(16, 256, 32, 2, 2, 64, 255),
+    ),
+}
+
+
+def architecture(name: str) -> CLIPConfig:
+    """Returns the named architecture.
+
+    Raises:
+      ValueError: no architecture has this name; the message lists those there are.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

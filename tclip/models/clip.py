@@ -1,0 +1,102 @@
+"""The two towers together, and the scale and bias of their logits."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tclip.models.architectures import CLIPConfig
+from tclip.models.text import TextTower
+from tclip.models.vision import VisionTower
+
+MAX_LOGIT_SCALE = 100.0
+
+
+class CLIP(nn.Module):
+    """CLIP (arXiv 2103.00020). The leaves of its parameters may be arrays or `TernaryTensor`s."""
+
+    config: CLIPConfig
+
+    def setup(self):
+        self.vision = VisionTower(self.config)
+        self.text = TextTower(self.config)
+        self.log_scale = self.param(
+            "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), (), jnp.float32
+        )
+        if self.config.logit_bias:
+            # The start of SigLIP (arXiv 2303.15343): nearly all pairs are negatives.
+            self.bias = self.param("logit_bias", nn.initializers.constant(-10.0), (), jnp.float32)
+
+    def encode_image(
+        self, images: jax.Array, hidden_layers: tuple[int, ...] = ()
+    ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Embeds normalised images [B, S, S, 3], floats.
+
+        Returns:
+          Embeddings [B, embed_dim] in the compute dtype, not of unit norm; with `hidden_layers`
+          also a tuple of the outputs [B, T, W] of these blocks (0-based).
+
+        Raises:
+          ValueError: images of another size or an integer dtype; a layer that does not exist.
+        """
+        embedding, hidden = self.vision(images, hidden_layers)
+        return (embedding, hidden) if hidden_layers else embedding
+
+    def encode_text(
+        self, tokens: jax.Array, hidden_layers: tuple[int, ...] = ()
+    ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Embeds texts, integers [B, L] with L at most the context length, pooled at the first
+        end-of-text token, which every text has to have.
+
+        Returns:
+          As `encode_image`.
+
+        Raises:
+          ValueError: tokens that are not integers, or too many; a layer that does not exist.
+        """
+        embedding, hidden = self.text(tokens, hidden_layers)
+        return (embedding, hidden) if hidden_layers else embedding
+
+    def __call__(self, images: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both embeddings, [B, embed_dim] each."""
+        return self.encode_image(images), self.encode_text(tokens)
+
+
+def init_params(config: CLIPConfig, key: jax.Array) -> dict:
+    """Returns fresh float32 parameters; pure, to be jitted or shape-evaluated at will."""
+    size = config.vision.image_size
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    tokens = jnp.zeros((1, config.text.context_length), jnp.int32)
+    return CLIP(config).init(key, images, tokens)["params"]
+
+
+def logit_scale(params: dict) -> jax.Array:
+    """The float32 factor of the cosines: exp of the parameter, at most 100.
+
+    At the bound the gradient passes only where descent leads back below it, so that the scale
+    neither drifts away nor stays stuck.
+    """
+    return _bounded_exp(params["logit_scale"].astype(jnp.float32))
+
+
+def logit_bias(params: dict) -> jax.Array:
+    """The float32 bias of the logits; zero for a model that has none."""
+    return jnp.asarray(params.get("logit_bias", 0.0), jnp.float32)
+
+
+@jax.custom_vjp
+def _bounded_exp(x: jax.Array) -> jax.Array:
+    return jnp.minimum(jnp.exp(x), MAX_LOGIT_SCALE)
+
+
+def _bounded_exp_forward(x):
+    y = _bounded_exp(x)
+    return y, y
+
+
+def _bounded_exp_backward(y, gradient):
+    return (jnp.where((y < MAX_LOGIT_SCALE) | (gradient > 0), gradient * y, 0.0),)
+
+
+_bounded_exp.defvjp(_bounded_exp_forward, _bounded_exp_backward)
