@@ -12,7 +12,6 @@ is checked against the architecture before it is used.
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tclip.data import Source
+from tclip.data import Source, fill
 from tclip.evals.embed import ImageEmbeddings, check_finite
 from tclip.evals.metrics import classification_metrics, label_ranks
 from tclip.inference import Model
+
+CHUNK = 1024
 
 
 def class_embeddings(
@@ -19,14 +21,11 @@ def class_embeddings(
     prompt ensemble of CLIP, arXiv 2103.00020, section 3.1.4).
 
     Raises:
-      ValueError: no class, no template, a template without "{}", or embeddings that are not finite.
+      ValueError: no class, no template, or embeddings that are not finite.
     """
     if not classnames or not templates:
         raise ValueError("zero-shot classification needs class names and templates")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"template {template!r} has no {{}} for the name of the class")
-    prompts = [template.replace("{}", name) for name in classnames for template in templates]
+    prompts = [prompt for name in classnames for prompt in fill(tuple(templates), name)]
     prompts_CxTxD = model.encode_text(prompts).reshape(len(classnames), len(templates), -1)
     check_finite("class names", prompts_CxTxD)
     mean_CxD = prompts_CxTxD.mean(axis=1)
@@ -37,7 +36,7 @@ def class_embeddings(
 def zeroshot_classification(
     model: Model, source: Source, images: ImageEmbeddings
 ) -> dict[str, float]:
-    """Accuracy of `model` over the classes of `source`.
+    """Accuracy over the classes of `source`; images without a label (-1) take no part.
 
     Args:
       model: float, fake-quantised or packed.
@@ -45,24 +44,25 @@ def zeroshot_classification(
       images: `embed_images(model, source)`.
 
     Returns:
-      top1, top5, mean_per_class (fractions; ties count as wrong).
+      top1, top5, mean_per_class (fractions; ties count as wrong) and n, the images that took part.
 
     Raises:
-      ValueError: a label is not among the classes.
+      ValueError: a label is beyond the classes, or no image has one.
     """
     classes = len(source.classnames)
-    outside = (images.labels_N < 0) | (images.labels_N >= classes)
-    if outside.any():
-        first = int(images.index_N[outside][0])
+    if images.labels_N.max() >= classes:
+        worst = int(images.labels_N.argmax())
         raise ValueError(
-            f"{source.name}: sample {first} has label {int(images.labels_N[outside][0])}, "
-            f"expected 0 to {classes - 1}"
+            f"{source.name}: sample {int(images.index_N[worst])} has label "
+            f"{int(images.labels_N[worst])}, but there are {classes} classes"
         )
+    labelled = images.labels_N >= 0
+    if not labelled.any():
+        raise ValueError(f"{source.name}: no image has a label")
+    embeddings_NxD, labels_N = images.embeddings_NxD[labelled], images.labels_N[labelled]
     classes_CxD = class_embeddings(model, source.classnames, source.templates)
     ranks = [
-        label_ranks(
-            images.embeddings_NxD[i : i + 1024] @ classes_CxD.T, images.labels_N[i : i + 1024]
-        )
-        for i in range(0, len(images.labels_N), 1024)
+        label_ranks(embeddings_NxD[i : i + CHUNK] @ classes_CxD.T, labels_N[i : i + CHUNK])
+        for i in range(0, len(labels_N), CHUNK)
     ]
-    return classification_metrics(np.concatenate(ranks), images.labels_N)
+    return classification_metrics(np.concatenate(ranks), labels_N) | {"n": len(labels_N)}

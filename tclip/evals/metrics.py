@@ -32,7 +32,7 @@ def retrieval_ranks(
     positives: Sequence[np.ndarray],
     chunk: int = 1024,
 ) -> np.ndarray:
-    """Place of each query's best right answer, int64 [Q]: the wrong answers scored as high or higher.
+    """Wrong answers scored no lower than the best right one, for each query: int64 [Q].
 
     Args:
       queries_QxD: unit embeddings, float32.

@@ -34,7 +34,7 @@ def distinct_captions(
 
 
 def retrieval(model: Model, source: Source, images: ImageEmbeddings) -> dict[str, float]:
-    """Recall at 1, 5 and 10 both ways: i2t_r1 .. t2i_r10, fractions; ties count as wrong.
+    """Recall at 1, 5 and 10, from image to text and from text to image.
 
     An image without captions is no query, and stays in the gallery.
 
@@ -42,16 +42,25 @@ def retrieval(model: Model, source: Source, images: ImageEmbeddings) -> dict[str
       model: float, fake-quantised or packed.
       source: has captions.
       images: `embed_images(model, source)`.
+
+    Returns:
+      i2t_r1 .. t2i_r10 (fractions; ties count as wrong) and n, the images with captions.
+
+    Raises:
+      ValueError: no image has a caption.
     """
     texts, texts_of_image, images_of_text = distinct_captions(source, images)
+    if not texts:
+        raise ValueError(f"{source.name}: no image has a caption")
     texts_TxD = model.encode_text(texts)
     check_finite("captions", texts_TxD)
     captioned = [row for row, of_image in enumerate(texts_of_image) if len(of_image)]
     queries_NxD = images.embeddings_NxD[captioned]
     i2t = retrieval_ranks(queries_NxD, texts_TxD, [texts_of_image[row] for row in captioned])
     t2i = retrieval_ranks(texts_TxD, images.embeddings_NxD, images_of_text)
-    return {
+    recalls = {
         f"{name}_r{k}": recall_at(ranks, k)
         for name, ranks in (("i2t", i2t), ("t2i", t2i))
         for k in (1, 5, 10)
     }
+    return recalls | {"n": len(captioned)}

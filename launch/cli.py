@@ -1,0 +1,24 @@
+"""What the entry points share: errors that a user can mend are one line, not a traceback."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, logging
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main(argv)` under absl and exits with its code, or 1 after an error of the input.
+
+    The traceback of such an error is shown with --verbosity=1.
+    """
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        try:
+            return main(argv)
+        except (ValueError, OSError) as error:
+            logging.debug("traceback:", exc_info=True)
+            print(f"{Path(argv[0]).stem}: error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(guarded)

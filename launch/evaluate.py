@@ -1,0 +1,74 @@
+"""Zero-shot classification and retrieval of a packed model or a training workdir.
+
+python -m launch.evaluate --model=DIR [--data=shapes --data=wds:DIR ...] [--split=test]
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+import tclip
+from launch.cli import run
+from tclip.data import SourceConfig, open_source
+from tclip.evals import evaluate
+from tclip.experiment import read_experiment
+from tclip.packed import is_packed
+from tclip.tables import markdown_table, percent
+
+_MODEL = flags.DEFINE_string("model", None, "Packed folder or training workdir.", required=True)
+_DATA = flags.DEFINE_multi_string(
+    "data", [], "shapes, wds:PATTERN, wds:DIR or tfds:NAME; a workdir's own by default."
+)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of --data.")
+_KEYS = {
+    name: flags.DEFINE_string(name, getattr(SourceConfig(source=""), name), f"{name} of --data.")
+    for name in ("image_key", "label_key", "caption_key", "data_dir")
+}
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time.", lower_bound=1)
+_NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes that decode.", lower_bound=0)
+_OUT = flags.DEFINE_string("out", None, "JSON to write; evaluation.json in --model by default.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        raise ValueError(f"unexpected argument {argv[1]!r}")
+    model = tclip.load(_MODEL.value)
+    results = {}
+    for config in _sources():
+        source = open_source(config)
+        labelled = source if source.classnames else None
+        captioned = source if source[0].captions else None
+        if labelled is captioned is None:
+            raise ValueError(f"{config.source}: neither class names nor captions to evaluate on")
+        scores = evaluate(model, labelled, captioned, _BATCH_SIZE.value, _NUM_WORKERS.value)
+        results[f"{config.source} {config.split}"] = scores
+    out = Path(_OUT.value or Path(_MODEL.value) / "evaluation.json")
+    out.write_text(json.dumps({"model": _MODEL.value, "results": results}, indent=1) + "\n")
+    names = list(dict.fromkeys(name for scores in results.values() for name in scores))
+    rows = [(name, *(_cell(scores.get(name)) for scores in results.values())) for name in names]
+    print(markdown_table(("metric", *results), rows))
+
+
+def _sources() -> list[SourceConfig]:
+    if _DATA.value:
+        keys = {name: flag.value for name, flag in _KEYS.items()}
+        return [SourceConfig(source=data, split=_SPLIT.value, **keys) for data in _DATA.value]
+    if is_packed(_MODEL.value):
+        raise ValueError("a packed model has no data of its own: give --data")
+    settings = read_experiment(Path(_MODEL.value)).eval
+    sources = [config for config in (settings.zeroshot, settings.retrieval) if config.source]
+    if not sources:
+        raise ValueError(f"{_MODEL.value} was trained without evaluation data: give --data")
+    return list(dict.fromkeys(sources))
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return percent(value) if isinstance(value, float) else f"{value:,}"
+
+
+if __name__ == "__main__":
+    run(main)

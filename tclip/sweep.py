@@ -1,0 +1,150 @@
+"""Running a config at several points, and comparing what came out.
+
+A config with a `sweep()` function yields one mapping of dotted overrides a run:
+
+    def sweep():
+        for lr in (1e-4, 3e-4):
+            yield {"optim.lr": lr}
+"""
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tclip.experiment import experiment_from_config
+from tclip.tables import markdown_table
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of a sweep: its workdir, its overrides, and the command that trains it."""
+
+    workdir: Path
+    overrides: dict[str, Any]
+    command: tuple[str, ...]
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run wrote, or None."""
+        try:
+            return json.loads((self.workdir / RESULT).read_text())
+        except FileNotFoundError:
+            return None
+
+
+def plan(
+    config: ConfigDict, points: Iterable[Mapping[str, Any]], config_flag: str, workdir: Path
+) -> list[Run]:
+    """Turns the points of a sweep into runs, all checked before the first one starts.
+
+    Args:
+      config: the resolved config that every point overrides.
+      points: what `sweep()` yields.
+      config_flag: the value of --config that made `config`, for the commands.
+      workdir: folder of the sweep; each run gets a folder in it, named after its overrides.
+
+    Raises:
+      ValueError: no point, two equal points, an unknown key or a value of the wrong type.
+    """
+    runs: dict[str, Run] = {}
+    for number, point in enumerate(points):
+        overrides = dict(point)
+        _check(config, overrides, number)
+        name = run_name(overrides)
+        if name in runs:
+            raise ValueError(f"sweep point {number}: the same overrides as an earlier one: {name}")
+        folder = workdir / name
+        flags = [f"--config.{key}={_flag_value(value)}" for key, value in overrides.items()]
+        command = (
+            *(sys.executable, "-m", "launch.train"),
+            *(f"--config={config_flag}", f"--workdir={folder}", *flags),
+        )
+        runs[name] = Run(folder, overrides, command)
+    if not runs:
+        raise ValueError("the sweep has no points")
+    return list(runs.values())
+
+
+def run_name(overrides: Mapping[str, Any]) -> str:
+    """A folder name that depends on the overrides alone, for instance "optim.lr=0.001"."""
+    text = ",".join(f"{key}={_flag_value(overrides[key])}" for key in sorted(overrides))
+    name = re.sub(r"[^A-Za-z0-9._=,+-]", "_", text) or "base"
+    if name == (text or "base") and len(name) <= 120:
+        return name
+    # Characters were replaced or the tail is cut: a digest keeps different points apart.
+    return f"{name[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def execute(runs: Sequence[Run], call: Callable[..., int] = subprocess.call) -> list[str]:
+    """Trains the runs one after the other; a failed one does not stop the others.
+
+    Returns:
+      for each run "finished", "skipped" (it had finished before) or "failed".
+    """
+    outcomes = []
+    for run in runs:
+        if run.result() is not None:
+            outcomes.append("skipped")
+            continue
+        code = call(run.command)
+        outcomes.append("finished" if code == 0 and run.result() is not None else "failed")
+    return outcomes
+
+
+def write_results(runs: Sequence[Run], outcomes: Sequence[str], workdir: Path) -> str:
+    """Writes results.json and results.csv into `workdir`; returns the same as a table."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
+    records = []
+    for run, outcome in zip(runs, outcomes, strict=True):
+        result = (run.result() or {}) if outcome != "failed" else {}
+        numbers = {name: value for name, value in result.items() if isinstance(value, int | float)}
+        overrides = {key: run.overrides.get(key) for key in keys}
+        records.append({"run": run.workdir.name, "status": outcome, **overrides, **numbers})
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "results.json").write_text(json.dumps(records, indent=1) + "\n")
+    with (workdir / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(records)
+    shown = [name for name in columns if name != "run"]
+    rows = [[_cell(record.get(name)) for name in shown] for record in records]
+    return markdown_table(shown, rows)
+
+
+def _check(config: ConfigDict, overrides: Mapping[str, Any], number: int) -> None:
+    values = config.to_dict()
+    for key, value in overrides.items():
+        *groups, last = key.split(".")
+        group = values
+        for name in groups:
+            group = group.get(name) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or last not in group:
+            raise ValueError(f"sweep point {number}: unknown key {key!r}")
+        if isinstance(group[last], dict):
+            raise ValueError(f"sweep point {number}: {key!r} is a group of keys, not a value")
+        group[last] = value
+    try:
+        experiment_from_config(ConfigDict(values))
+    except ValueError as error:
+        raise ValueError(f"sweep point {number}: {error}") from None
+
+
+def _flag_value(value: Any) -> str:
+    return repr(value) if isinstance(value, float | tuple | list) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
