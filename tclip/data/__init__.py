@@ -1,0 +1,33 @@
+"""Data: sources of images and captions, transforms, tokenizer, and the Grain pipeline."""
+
+from tclip.data.pipeline import eval_batches, train_batches
+from tclip.data.source import BadSample, Sample, Source, SourceConfig, open_source
+from tclip.data.tokenizer import Tokenizer, clip_tokenizer, load_tokenizer, train_tokenizer
+from tclip.data.transforms import (
+    PreprocessConfig,
+    augment,
+    decode_image,
+    load_preprocess,
+    preprocess,
+    save_preprocess,
+)
+
+__all__ = [
+    "BadSample",
+    "PreprocessConfig",
+    "Sample",
+    "Source",
+    "SourceConfig",
+    "Tokenizer",
+    "augment",
+    "clip_tokenizer",
+    "decode_image",
+    "eval_batches",
+    "load_preprocess",
+    "load_tokenizer",
+    "open_source",
+    "preprocess",
+    "save_preprocess",
+    "train_batches",
+    "train_tokenizer",
+]

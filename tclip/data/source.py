@@ -1,0 +1,115 @@
+"""What a data set is to the rest of tclip: numbered samples of encoded bytes and captions."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+
+class BadSample(ValueError):
+    """One sample cannot be used; the message says which and why. Callers skip and count it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One encoded image with its captions.
+
+    Attributes:
+      key: identifies the sample within its source.
+      image: the bytes of an image file (JPEG, PNG, WebP, GIF or BMP).
+      captions: every caption of the image.
+      label: index into the source's `classnames`; -1 where the sample has no class.
+    """
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    label: int = -1
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A picklable data set with random access; handles to files are opened where it is used.
+
+    Attributes:
+      name: for messages.
+      classnames: the classes that labels index, empty when there are none.
+      templates: zero-shot prompts with "{}" for the class name, empty when there are none.
+    """
+
+    name: str
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Returns a sample; raises BadSample when it cannot be read."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which data set to read.
+
+    Attributes:
+      source: "shapes" or "shapes:tiny" (rendered scenes), "tfds:NAME" or "tfds:NAME/CONFIG",
+        "wds:PATTERN" (tar shards by glob or {00000..00009}) or "wds:DIR" (CLIP_benchmark layout).
+      split: name of the split; WebDataset patterns have none and ignore it.
+      data_dir: where data is prepared and indices are kept; by default $TCLIP_DATA_DIR, else
+        ~/.cache/tclip.
+      image_key, label_key, caption_key: features of a TFDS data set, nested ones as "a/b". Captions
+        come from `templates` when caption_key is empty; an empty label_key means no classes.
+      templates: prompts with "{}" for the class name; `shapes` and CLIP_benchmark bring their own.
+    """
+
+    source: str
+    split: str = "train"
+    data_dir: str = ""
+    image_key: str = "image"
+    label_key: str = "label"
+    caption_key: str = ""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    def __post_init__(self):
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"template {template!r} has no {{}} for the class name")
+
+
+def fill(templates: tuple[str, ...], classname: str) -> tuple[str, ...]:
+    """Puts the class name in the place of "{}" in every template."""
+    return tuple(template.replace("{}", classname) for template in templates)
+
+
+def data_dir(cfg: SourceConfig) -> Path:
+    """The folder for prepared data and indices (see SourceConfig.data_dir)."""
+    chosen = cfg.data_dir or os.environ.get("TCLIP_DATA_DIR") or "~/.cache/tclip"
+    return Path(chosen).expanduser().absolute()
+
+
+def open_source(cfg: SourceConfig) -> Source:
+    """Opens a data set, preparing or indexing it first where that has not been done.
+
+    Raises:
+      ValueError: an unknown kind of source, split or feature.
+      FileNotFoundError: the data is absent.
+    """
+    # Imported here: TFDS takes long to import and most runs need one kind of source.
+    kind, _, rest = cfg.source.partition(":")
+    if kind == "shapes":
+        from tclip.data.tfds_source import open_shapes
+
+        return open_shapes(cfg, rest or "full")
+    if kind == "tfds" and rest:
+        from tclip.data.tfds_source import open_tfds
+
+        return open_tfds(cfg, rest)
+    if kind == "wds" and rest:
+        from tclip.data.webdataset import open_webdataset
+
+        return open_webdataset(cfg, rest)
+    raise ValueError(
+        f"unknown data source {cfg.source!r}: expected shapes, shapes:tiny, tfds:NAME, "
+        "wds:PATTERN or wds:DIR"
+    )

@@ -1,0 +1,191 @@
+"""Sources from TensorFlow Datasets, read from array_record files without TensorFlow."""
+
+import dataclasses
+import fcntl
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from tclip.data.source import BadSample, Sample, SourceConfig, data_dir, fill
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """One split of a prepared TFDS data set; see `Source`.
+
+    Attributes:
+      folder: the prepared version folder.
+      split: a split of it, slices such as "train[:1000]" included.
+      classes: the labels on disk that this split uses; `classnames` are their names in this order.
+    """
+
+    name: str
+    folder: str
+    split: str
+    image_key: str
+    label_key: str
+    caption_key: str
+    classes: tuple[int, ...] = ()
+    classnames: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self._records[index]
+        key = f"{self.name}:{self.split}:{index}"
+        image = _lookup(record, self.image_key)
+        if not isinstance(image, bytes):
+            raise BadSample(f"{key}: feature {self.image_key!r} does not hold one encoded image")
+        label = self._labels.get(int(_lookup(record, self.label_key)), -1) if self.label_key else -1
+        if self.caption_key:
+            texts = np.ravel(np.asarray(_lookup(record, self.caption_key), dtype=object))
+            captions = tuple(
+                text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+                for text in texts
+            )
+        else:
+            captions = fill(self.templates, self.classnames[label]) if label >= 0 else ()
+        return Sample(key, image, captions, label)
+
+    @functools.cached_property
+    def _labels(self) -> dict[int, int]:
+        return {on_disk: label for label, on_disk in enumerate(self.classes)}
+
+    @functools.cached_property
+    def _records(self):
+        import tensorflow_datasets as tfds
+
+        decoders = tfds.decode.SkipDecoding()
+        for part in reversed(self.image_key.split("/")):
+            decoders = {part: decoders}
+        return tfds.builder_from_directory(self.folder).as_data_source(
+            self.split, decoders=decoders
+        )
+
+    def __getstate__(self) -> dict:
+        # The open records stay behind: every process opens its own.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def open_shapes(cfg: SourceConfig, config_name: str) -> TfdsSource:
+    """Opens a split of `shapes`, rendering the data set first if this version is not there.
+
+    The classes of the split "test_unseen" are the unseen pairs, those of the others the seen ones.
+
+    Raises:
+      ValueError: an unknown size or split.
+    """
+    from tclip.data import shapes
+
+    if config_name not in ("full", "tiny"):
+        raise ValueError(f"unknown data source {cfg.source!r}: expected shapes or shapes:tiny")
+    if cfg.split not in shapes.SPLITS:
+        raise ValueError(f"shapes has no split {cfg.split!r}; it has {', '.join(shapes.SPLITS)}")
+    root = data_dir(cfg)
+    builder = shapes.Shapes(config=config_name, data_dir=root, file_format="array_record")
+    _prepare(builder, root)
+    kinds = shapes.UNSEEN if cfg.split == "test_unseen" else shapes.SEEN
+    return TfdsSource(
+        name=cfg.source,
+        folder=str(builder.data_dir),
+        split=cfg.split,
+        image_key="image",
+        label_key="label",
+        caption_key="captions",
+        classes=tuple(shapes.KINDS.index(kind) for kind in kinds),
+        classnames=tuple(" ".join(kind) for kind in kinds),
+        templates=shapes.TEMPLATES,
+    )
+
+
+def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
+    """Opens a split of any TFDS data set by name, downloading and preparing it if need be.
+
+    Raises:
+      FileNotFoundError: it is absent and cannot be prepared here.
+      ValueError: unknown name, split or feature, or a file format without random access.
+    """
+    import tensorflow_datasets as tfds
+
+    root = data_dir(cfg)
+    remedy = (
+        "prepare it where TensorFlow and the internet are, with\n  tfds build "
+        f"{name} --file_format=array_record --data_dir={root}\nand copy that folder here"
+    )
+    try:
+        builder = tfds.builder(name, data_dir=root)
+    except tfds.core.DatasetNotFoundError:
+        raise FileNotFoundError(
+            f"TFDS data set {name!r} is neither known to TFDS nor prepared in {root}; check the "
+            f"name, or {remedy}"
+        ) from None
+    if not builder.is_prepared():
+        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        try:
+            _prepare(builder, root)
+        # Whatever a data set's own download and generation code may raise.
+        except Exception as error:
+            raise FileNotFoundError(
+                f"TFDS data set {name!r} is not in {root} and could not be prepared "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                f"{remedy}"
+            ) from error
+    info = builder.info
+    if info.file_format.value != "array_record":
+        raise ValueError(
+            f"TFDS data set {name!r} in {builder.data_dir} is stored as {info.file_format.value}, "
+            f"which has no random access; {remedy}"
+        )
+    if cfg.split.partition("[")[0] not in info.splits:
+        raise ValueError(f"{name!r} has no split {cfg.split!r}; it has {', '.join(info.splits)}")
+    for key in filter(None, (cfg.image_key, cfg.caption_key, cfg.label_key)):
+        _feature(info.features, key, name)
+    classnames = ()
+    if cfg.label_key:
+        feature = _feature(info.features, cfg.label_key, name)
+        if not isinstance(feature, tfds.features.ClassLabel):
+            raise ValueError(f"feature {cfg.label_key!r} of {name!r} is not a ClassLabel")
+        classnames = tuple(n.replace("_", " ") for n in feature.names)
+    elif not cfg.caption_key:
+        raise ValueError(f"{name!r}: give a caption_key or a label_key, there is no text otherwise")
+    return TfdsSource(
+        name=cfg.source,
+        folder=str(builder.data_dir),
+        split=cfg.split,
+        image_key=cfg.image_key,
+        label_key=cfg.label_key,
+        caption_key=cfg.caption_key,
+        classes=tuple(range(len(classnames))),
+        classnames=classnames,
+        templates=cfg.templates if classnames else (),
+    )
+
+
+def _prepare(builder, root: Path) -> None:
+    """Prepares a data set once, however many processes ask for it at the same time."""
+    if builder.is_prepared():
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f".{builder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # A process that waited for the lock finds the work done.
+        if not Path(builder.data_dir, "dataset_info.json").exists():
+            builder.download_and_prepare()
+
+
+def _lookup(record, key: str):
+    for part in key.split("/"):
+        record = record[part]
+    return record
+
+
+def _feature(features, key: str, name: str):
+    for part in key.split("/"):
+        inner = getattr(features, "feature", features)  # a Sequence of a dict
+        if not hasattr(inner, "keys") or part not in inner:
+            raise ValueError(f"{name!r} has no feature {key!r}; it has {', '.join(inner)}")
+        features = inner[part]
+    return features
