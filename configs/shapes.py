@@ -1,0 +1,52 @@
+"""Rendered shapes: a float teacher, and a ternary student of the same architecture.
+
+    python -m launch.train --config=configs/shapes.py:teacher --workdir=runs/teacher
+    python -m launch.train --config=configs/shapes.py:student --workdir=runs/student \\
+        --config.teacher.path=runs/teacher
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tclip.config import to_dict
+from tclip.experiment import default_config
+from tclip.models import architecture
+
+ROLES = ("teacher", "student")
+
+
+def get_config(arg: str = "teacher") -> ConfigDict:
+    """Returns the recipe of the "teacher" or of the "student"."""
+    if arg not in ROLES:
+        raise ValueError(f"configs/shapes.py:{arg}: choose one of {', '.join(ROLES)}")
+    config = default_config()
+    config.model = to_dict(architecture("small-48"))
+    config.preprocess.image_size = 48
+    # Flips would turn "left of" into "right of", tight crops would cut objects off.
+    config.preprocess.train_scale = (0.8, 1.0)
+    config.train_data.source = "shapes"
+    config.tokenizer.vocab_size = 1024
+    config.eval.data.source = "shapes"
+    config.eval.data.split = "validation"
+    config.train.batch_size = 128
+    config.train.steps = 1000
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 100
+    if arg == "student":
+        config.teacher.path = "runs/teacher"
+        config.quant.policy = "all"
+        config.loss.similarity_weight = 1.0
+        config.loss.embedding_weight = 1.0
+        config.train.steps = 600
+        config.optim.lr = 5e-4
+        config.optim.warmup_steps = 50
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Yields the points of a comparison of policies and estimators, for the student."""
+    for policy in ("blocks", "blocks+proj", "all"):
+        for estimator in ("twn", "optimal"):
+            yield {"quant.policy": policy, "quant.estimator": estimator}

@@ -1,0 +1,199 @@
+"""Checkpoints of a training run: asynchronous, all or nothing, restored onto any mesh.
+
+The only module that knows Orbax. A checkpoint is a folder checkpoints/STEP with the train state and
+the position of the data iterator. Orbax writes it under another name and renames it when it is
+whole, so a run that dies while it saves leaves the checkpoints before that one as they were.
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from tclip.experiment import Experiment, read_experiment
+from tclip.models import init_params
+from tclip.quant import init_quant
+from tclip.state import Params, TrainState
+
+CHECKPOINTS = "checkpoints"
+
+Policies = ocp.training.preservation_policies
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read; the message names it and what is left."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, to write and to resume from. Use as a context manager."""
+
+    def __init__(self, workdir: Path, keep_last: int, best_metric: str):
+        """Opens workdir/checkpoints and removes what an interrupted save left behind.
+
+        Args:
+          keep_last: newest checkpoints that are kept.
+          best_metric: the checkpoint whose metric of this name is largest is kept as well.
+        """
+        self.directory = workdir.absolute() / CHECKPOINTS
+        best = Policies.BestN(
+            n=1,
+            get_metric_fn=lambda metrics: _metric(metrics, best_metric),
+            keep_checkpoints_without_metrics=False,
+        )
+        self._orbax = ocp.training.Checkpointer(
+            self.directory,
+            # When to save is the caller's business.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=Policies.AnyPreservationPolicy([Policies.LatestN(keep_last), best]),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, error_type: type | None, *_: Any) -> None:
+        try:
+            self.wait()
+        except CheckpointError as error:
+            # An error that is already on its way says more than this one.
+            if error_type is None:
+                raise
+            logging.getLogger(__name__).error("%s", error)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        latest = self._orbax.latest
+        return None if latest is None else latest.step
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Starts saving and returns once `state` may be donated; waits for the save before it.
+
+        Args:
+          metrics: of the evaluation at this step, if there was one.
+
+        Raises:
+          CheckpointError: the save before this one failed, or this one cannot start.
+        """
+        self.wait()
+        try:
+            self._orbax.save_checkpointables_async(
+                step, {"state": state, "data": iterator}, force=True, metrics=metrics
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; raises CheckpointError if it failed."""
+        try:
+            self._orbax.wait()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def restore(self, abstract_state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """Loads the newest checkpoint and moves `iterator` to where it was.
+
+        Args:
+          abstract_state: ShapeDtypeStructs with the shardings that the state shall have.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged or of another shape.
+        """
+        try:
+            loaded = self._orbax.load_checkpointables(
+                self.latest_step, {"state": abstract_state, "data": iterator}
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.directory}/{self.latest_step} cannot be read: {_first_line(error)}"
+            ) from error
+        return loaded["state"]
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        self._orbax.reload()
+        left = "there is none before it"
+        if self.latest_step is not None:
+            left = f"the checkpoint of step {self.latest_step} is whole"
+        return CheckpointError(
+            f"a checkpoint could not be written to {self.directory} ({left}): {_first_line(error)}"
+        )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether `workdir` holds a whole checkpoint."""
+    # Unfinished ones have a suffix.
+    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+
+
+def load_trained(
+    workdir: str | Path, checkpoint: str = "latest"
+) -> tuple[Experiment, Params, dict[str, Any]]:
+    """Reads the weights of a training run, finished or not, onto the default device.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "latest", or "best" by train.best_metric.
+
+    Returns:
+      The experiment, the latent float32 parameters and the scales and thresholds (`quant`); of the
+      moving average where the run keeps one.
+
+    Raises:
+      FileNotFoundError: no workdir, or no checkpoint in it yet.
+      ValueError: config.json is damaged.
+      CheckpointError: the checkpoint is damaged.
+    """
+    workdir = Path(workdir)
+    experiment = read_experiment(workdir)
+    directory = workdir.absolute() / CHECKPOINTS
+    found = ocp.training.Checkpointer(directory).checkpoints if directory.is_dir() else ()
+    if not found:
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it with launch.train")
+    step = found[-1].step
+    if checkpoint == "best":
+        name = experiment.train.best_metric
+        step = max(found, key=lambda info: (_metric(info.metrics, name), info.step)).step
+    elif checkpoint != "latest":
+        raise ValueError(f"checkpoint={checkpoint!r}: choose latest or best")
+
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
+
+    def weights() -> dict[str, Any]:
+        params = init_params(experiment.model, jax.random.key(0))
+        return {"params": params, "quant": init_quant(params, experiment.quant)}
+
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(weights),
+    )
+    group = "ema" if experiment.optim.ema_decay else "trainable"
+    partial_load = ocp.options.PyTreeOptions.Loading(partial_load=True)
+    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial_load)):
+        try:
+            loaded = ocp.load_checkpointables(directory / str(step), {"state": {group: abstract}})[
+                "state"
+            ][group]
+        except Exception as error:
+            raise CheckpointError(
+                f"{directory}/{step} cannot be read: {_first_line(error)}"
+            ) from error
+    return experiment, loaded["params"], loaded["quant"]
+
+
+def _metric(metrics: dict[str, float] | None, name: str) -> float:
+    return (metrics or {}).get(name, -math.inf)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

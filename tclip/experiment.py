@@ -1,0 +1,212 @@
+"""What a training run is: one frozen dataclass, its ConfigDict for the command line, its file."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from tclip.config import build, to_dict
+from tclip.data import PreprocessConfig, SourceConfig
+from tclip.losses import LossConfig
+from tclip.models import CLIPConfig, architecture
+from tclip.optim import OptimConfig, learning_rate
+from tclip.quant import TernaryPolicy
+from tclip.sharding import MeshConfig
+
+CONFIG_FILE = "config.json"
+TOKENIZER_KINDS = ("train", "clip", "file")
+
+# Keys that a resumed run may change, because no parameter depends on them. Everything else,
+# train.steps included (the learning rate is a function of it), has to be what it was.
+HARMLESS_KEYS = (
+    "eval",
+    "mesh",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.best_metric",
+    "train_data.data_dir",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Where the tokenizer of a run without a teacher comes from; a student takes its teacher's.
+
+    Attributes:
+      kind: "train" (byte-pair encoding of the training captions), "clip" (CLIP's own merges) or
+        "file" (a tokenizer.json).
+      path: of CLIP's bpe_simple_vocab_16e6.txt.gz for "clip", of tokenizer.json for "file".
+      vocab_size: largest vocabulary of "train".
+    """
+
+    kind: str = "train"
+    path: str = ""
+    vocab_size: int = 1024
+
+    def __post_init__(self):
+        if self.kind not in TOKENIZER_KINDS:
+            raise ValueError(f"tokenizer.kind={self.kind!r}: choose from {TOKENIZER_KINDS}")
+        if self.kind != "train" and not self.path:
+            raise ValueError(f"tokenizer.kind={self.kind!r} needs tokenizer.path")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen teacher.
+
+    Attributes:
+      path: workdir of the teacher's training run; "" for training without a teacher.
+      init_student: start from the teacher's weights if the student has the same architecture.
+    """
+
+    path: str = ""
+    init_student: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+      steps: updates in all.
+      batch_size: image-caption pairs a step, over all devices and micro-batches.
+      log_every: steps between rows of metrics.
+      eval_every: steps between evaluations, a multiple of checkpoint_every; the last step is always
+        evaluated.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep_last: newest checkpoints that are kept, beside the best.
+      best_metric: metric of the evaluation whose largest value marks the best checkpoint.
+      num_workers: worker processes of the input pipeline; 0 reads in the main process.
+    """
+
+    steps: int = 1000
+    batch_size: int = 256
+    log_every: int = 50
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    best_metric: str = "zeroshot_top1"
+    num_workers: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        if self.eval_every % self.checkpoint_every:
+            raise ValueError(
+                f"train.eval_every={self.eval_every} must be a multiple of "
+                f"train.checkpoint_every={self.checkpoint_every}, so that the best can be kept"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training: zero-shot and retrieval, whichever the data allow.
+
+    Attributes:
+      data: what to evaluate on; a `source` of "" turns evaluation off.
+      batch_size: images at a time.
+      num_workers: worker processes that read images.
+    """
+
+    data: SourceConfig = dataclasses.field(
+        default_factory=lambda: SourceConfig(source="", split="validation")
+    )
+    batch_size: int = 128
+    num_workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training run. Without a teacher and with policy "none" it is plain float training.
+
+    Raises:
+      ValueError: groups that contradict each other.
+    """
+
+    seed: int = 0
+    model: CLIPConfig = dataclasses.field(default_factory=lambda: architecture("small-48"))
+    train_data: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig("shapes"))
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    preprocess: PreprocessConfig = dataclasses.field(
+        default_factory=lambda: PreprocessConfig(image_size=48)
+    )
+    quant: TernaryPolicy = dataclasses.field(default_factory=TernaryPolicy)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def __post_init__(self):
+        if self.preprocess.image_size != self.model.vision.image_size:
+            raise ValueError(
+                f"preprocess.image_size={self.preprocess.image_size} is not "
+                f"model.vision.image_size={self.model.vision.image_size}"
+            )
+        if self.loss.needs_teacher and not self.teacher.path:
+            raise ValueError(
+                "the loss distils from a teacher: set teacher.path, or those weights to 0"
+            )
+        # Refuses a warm-up that is longer than training before any data is read.
+        learning_rate(self.optim, self.train.steps)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Returns every key with its default, locked: a misspelt key is an error that names a near one.
+
+    Recipes in configs/ start from it.
+    """
+    return ml_collections.ConfigDict(to_dict(Experiment())).lock()
+
+
+def experiment_from_config(config: ml_collections.ConfigDict) -> Experiment:
+    """Returns the checked Experiment; raises ValueError naming the key that is wrong."""
+    return build(Experiment, config.to_dict())
+
+
+def write_experiment(experiment: Experiment, workdir: Path) -> None:
+    """Writes config.json whole or not at all."""
+    partial = workdir / (CONFIG_FILE + ".partial")
+    partial.write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
+    os.replace(partial, workdir / CONFIG_FILE)
+
+
+def read_experiment(workdir: Path) -> Experiment:
+    """Raises FileNotFoundError or ValueError naming the file when it is missing or damaged."""
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is no training workdir: it has no {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return build(Experiment, values, where=str(path))
+
+
+def check_resumable(saved: Experiment, wanted: Experiment, workdir: Path) -> None:
+    """Raises ValueError, naming the key, if `wanted` would not continue the run of `saved`."""
+    before, now = _flatten(to_dict(saved)), _flatten(to_dict(wanted))
+    for key in sorted(before.keys() | now.keys()):
+        harmless = any(key == name or key.startswith(name + ".") for name in HARMLESS_KEYS)
+        if not harmless and before.get(key) != now.get(key):
+            raise ValueError(
+                f"{workdir} holds a checkpoint of another experiment: {key} was "
+                f"{before.get(key)!r} and is now {now.get(key)!r}; restore it, or use a new workdir"
+            )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,155 @@
+"""One optimisation step: a pure function of (state, teacher parameters, batch)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tclip.experiment import Experiment
+from tclip.losses import Outputs, caption_positives, total_loss
+from tclip.models import CLIP, CLIPConfig, logit_bias, logit_scale
+from tclip.quant import ternarize_params
+from tclip.sharding import DATA_AXIS, batch_sharding
+from tclip.state import Params, TrainState
+
+MAX_LOGIT_SCALE = math.log(100.0)
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+StepFunction = Callable[[TrainState, Params | None, Batch], tuple[TrainState, Metrics]]
+
+
+def forward(
+    model: CLIPConfig,
+    params: Params,
+    batch: Batch,
+    hidden_layers: tuple[int, ...],
+    sharding: NamedSharding,
+) -> Outputs:
+    """Runs both towers.
+
+    Args:
+      batch: {"images" float32 [B, S, S, 3], "tokens" int32 [B, L]}.
+      hidden_layers: blocks of both towers whose outputs are wanted.
+      sharding: of arrays with a leading batch axis.
+    """
+
+    def encode(inputs: jax.Array, method: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        outputs = CLIP(model).apply(
+            {"params": params}, inputs, hidden_layers=hidden_layers, method=method
+        )
+        embedding_BxD, hidden = outputs if hidden_layers else (outputs, ())
+        # Left alone, the partitioner may gather the batch and repeat the losses on every device.
+        return jax.lax.with_sharding_constraint(embedding_BxD, sharding), hidden
+
+    image, image_hidden = encode(batch["images"], "encode_image")
+    text, text_hidden = encode(batch["tokens"], "encode_text")
+    return Outputs(
+        image=image,
+        text=text,
+        logit_scale=logit_scale(params),
+        logit_bias=logit_bias(params),
+        image_hidden=image_hidden,
+        text_hidden=text_hidden,
+    )
+
+
+def make_train_step(
+    experiment: Experiment,
+    teacher_model: CLIPConfig | None,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+) -> StepFunction:
+    """Returns step(state, teacher_params, batch) -> (state, metrics), not yet jitted.
+
+    With optim.accumulate = A > 1 the batch is split into A micro-batches that run one after another
+    under lax.scan; gradients and metrics are their means. Negatives are those of the micro-batch.
+
+    The batch is {"images" float32 [B, S, S, 3], "tokens" int32 [B, L], "skipped" int32 [B]}; the
+    metrics are float32 scalars, "skipped" counts from the beginning of training.
+    """
+    student_layers = tuple(student for student, _ in experiment.loss.hidden_layers)
+    teacher_layers = tuple(teacher for _, teacher in experiment.loss.hidden_layers)
+    batch_axis = batch_sharding(mesh)
+    micro_axis = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+    accumulate = experiment.optim.accumulate
+
+    def loss_fn(
+        trainable: dict[str, Any], teacher_params: Params | None, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
+        params = ternarize_params(trainable["params"], trainable["quant"], experiment.quant)
+        student = forward(experiment.model, params, batch, student_layers, batch_axis)
+        teacher = None
+        if teacher_model is not None:
+            teacher = forward(teacher_model, teacher_params, batch, teacher_layers, batch_axis)
+        positives_BxB = jax.lax.with_sharding_constraint(
+            caption_positives(batch["tokens"]), batch_axis
+        )
+        loss, metrics = total_loss(
+            experiment.loss, student, teacher, positives_BxB, trainable["adapters"]
+        )
+        return loss, metrics | {"loss": loss, "logit_scale": student.logit_scale}
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+
+    def micro_batches(x: jax.Array) -> jax.Array:
+        # Sample i goes to micro-batch i % A, so that no device has to send its samples away.
+        x_MxA = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(jnp.swapaxes(x_MxA, 0, 1), micro_axis)
+
+    def gradients(
+        trainable: dict[str, Any], teacher_params: Params | None, batch: Batch
+    ) -> tuple[Any, Metrics]:
+        if accumulate == 1:
+            return grad_fn(trainable, teacher_params, batch)
+
+        def add(total: Any, batch: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad_fn(trainable, teacher_params, batch)), None
+
+        batches = jax.tree.map(micro_batches, batch)
+        first = jax.tree.map(lambda x: x[0], batches)
+        shapes = jax.eval_shape(grad_fn, trainable, teacher_params, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, batches)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    def step(
+        state: TrainState, teacher_params: Params | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        inputs = {"images": batch["images"], "tokens": batch["tokens"]}
+        grads, metrics = gradients(state.trainable, teacher_params, inputs)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        params = trainable["params"]
+        clamped = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
+        trainable = trainable | {"params": params | {"logit_scale": clamped}}
+        skipped = state.skipped + jnp.sum(batch["skipped"])
+        new_state = TrainState(
+            step=state.step + 1,
+            trainable=trainable,
+            opt_state=opt_state,
+            ema=update_ema(state, trainable, experiment.optim.ema_decay),
+            skipped=skipped,
+        )
+        return new_state, metrics | {
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state.step),
+            "skipped": skipped,
+        }
+
+    return step
+
+
+def update_ema(state: TrainState, trainable: dict[str, Any], decay: float) -> dict | None:
+    """Moving average of the weights, with a decay that warms up as (1 + t) / (10 + t)."""
+    if state.ema is None:
+        return None
+    t = state.step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1 + t) / (10 + t))
+    new = {key: trainable[key] for key in state.ema}
+    return jax.tree.map(lambda e, x: decay * e + (1 - decay) * x, state.ema, new)
