@@ -1,0 +1,72 @@
+"""Which leaves of a parameter tree become ternary, and how."""
+
+import re
+from dataclasses import dataclass
+
+from tclip.quant.estimators import ESTIMATORS
+from tclip.quant.groups import block_size
+
+_FFN = (r"(?:.*/)?mlp/(?:fc1|fc2)/kernel",)
+_BLOCKS = (*_FFN, r"(?:.*/)?attn/(?:q|k|v|out)_proj/kernel")
+_PROJECTIONS = (r"(?:.*/)?vision/projection/kernel", r"(?:.*/)?text/projection/kernel")
+_EMBEDDINGS = (
+    r"(?:.*/)?vision/patch_embed/kernel",
+    r"(?:.*/)?text/token_embedding/embedding",
+)
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "ffn": _FFN,
+    "blocks": _BLOCKS,
+    "blocks+proj": _BLOCKS + _PROJECTIONS,
+    "all": _BLOCKS + _PROJECTIONS + _EMBEDDINGS,
+}
+
+
+@dataclass(frozen=True)
+class TernaryPolicy:
+    """The choice of ternary leaves, of their groups, and of where scales and thresholds come from.
+
+    Attributes:
+      policy: a name in `PRESETS`, or regular expressions separated by commas (which they cannot
+        contain themselves); a leaf is ternary if one of them matches its whole "/"-joined path.
+      group: "tensor", "channel" (a scale for every output), or "block:B" (one for every B inputs of
+        every output; B divides the input dimension).
+      estimator: a name in `ESTIMATORS`; gives the initial value of what is learned, and the value
+        at every step of what is not.
+      learn_scale: train the scales.
+      learn_threshold: train the thresholds.
+      clip: weights of this magnitude or more get no gradient.
+    """
+
+    policy: str = "none"
+    group: str = "channel"
+    estimator: str = "twn"
+    learn_scale: bool = True
+    learn_threshold: bool = True
+    clip: float = 1.0
+
+    def __post_init__(self):
+        block_size(self.group)
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"unknown estimator {self.estimator!r}; use one of {list(ESTIMATORS)}")
+        if not self.clip > 0:
+            raise ValueError(f"clip has to be positive, got {self.clip}")
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"policy pattern {pattern!r} is not a regular expression: {error}"
+                ) from None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The regular expressions that the policy stands for."""
+        if self.policy in PRESETS:
+            return PRESETS[self.policy]
+        return tuple(pattern.strip() for pattern in self.policy.split(","))
+
+    def matches(self, path: str) -> bool:
+        """Whether the leaf at this "/"-joined path is ternary."""
+        return any(re.fullmatch(pattern, path) for pattern in self.patterns)

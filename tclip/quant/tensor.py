@@ -1,0 +1,39 @@
+"""A packed ternary weight."""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from tclip.quant.groups import expand
+from tclip.quant.packing import unpack
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TernaryTensor:
+    """The weight [..., K, N] whose value is scale * codes; a pytree of its two arrays.
+
+    Attributes:
+      words: int32 [..., ceil(K/16), N], the codes as `pack` lays them out.
+      scale: float [..., 1 or K/B, 1 or N], grouped as in `ternarize`.
+      rows: K, which the number of words does not tell; static under jit.
+    """
+
+    words: jax.Array
+    scale: jax.Array
+    rows: int = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight, [..., K, N]."""
+        return (*self.words.shape[:-2], self.rows, self.words.shape[-1])
+
+    @property
+    def ndim(self) -> int:
+        return self.words.ndim
+
+    def dequantize(self, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        """The float weight [..., K, N], multiplied in float32 and rounded once to dtype."""
+        codes = unpack(self.words, self.rows)
+        return (codes * expand(self.scale.astype(jnp.float32), codes.shape)).astype(dtype)
