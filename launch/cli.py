@@ -16,7 +16,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         try:
             return main(argv)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             logging.debug("traceback:", exc_info=True)
             print(f"{Path(argv[0]).stem}: error: {error}", file=sys.stderr)
             return 1

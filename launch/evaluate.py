@@ -3,6 +3,7 @@
 python -m launch.evaluate --model=DIR [--data=shapes --data=wds:DIR ...] [--split=test]
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ _MODEL = flags.DEFINE_string("model", None, "Packed folder or training workdir."
 _DATA = flags.DEFINE_multi_string(
     "data", [], "shapes, wds:PATTERN, wds:DIR or tfds:NAME; a workdir's own by default."
 )
-_SPLIT = flags.DEFINE_string("split", "test", "Split of --data.")
+_SPLIT = flags.DEFINE_string("split", None, 'Split; "test" of --data by default.')
 _KEYS = {
     name: flags.DEFINE_string(name, getattr(SourceConfig(source=""), name), f"{name} of --data.")
     for name in ("image_key", "label_key", "caption_key", "data_dir")
@@ -37,12 +38,7 @@ def main(argv: Sequence[str]) -> None:
     model = tclip.load(_MODEL.value)
     results = {}
     for config in _sources():
-        source = open_source(config)
-        labelled = source if source.classnames else None
-        captioned = source if source[0].captions else None
-        if labelled is captioned is None:
-            raise ValueError(f"{config.source}: neither class names nor captions to evaluate on")
-        scores = evaluate(model, labelled, captioned, _BATCH_SIZE.value, _NUM_WORKERS.value)
+        scores = evaluate(model, open_source(config), _BATCH_SIZE.value, _NUM_WORKERS.value)
         results[f"{config.source} {config.split}"] = scores
     out = Path(_OUT.value or Path(_MODEL.value) / "evaluation.json")
     out.write_text(json.dumps({"model": _MODEL.value, "results": results}, indent=1) + "\n")
@@ -54,14 +50,14 @@ def main(argv: Sequence[str]) -> None:
 def _sources() -> list[SourceConfig]:
     if _DATA.value:
         keys = {name: flag.value for name, flag in _KEYS.items()}
-        return [SourceConfig(source=data, split=_SPLIT.value, **keys) for data in _DATA.value]
+        split = _SPLIT.value or "test"
+        return [SourceConfig(source=data, split=split, **keys) for data in _DATA.value]
     if is_packed(_MODEL.value):
         raise ValueError("a packed model has no data of its own: give --data")
-    settings = read_experiment(Path(_MODEL.value)).eval
-    sources = [config for config in (settings.zeroshot, settings.retrieval) if config.source]
-    if not sources:
+    own = read_experiment(Path(_MODEL.value)).eval.data
+    if not own.source:
         raise ValueError(f"{_MODEL.value} was trained without evaluation data: give --data")
-    return list(dict.fromkeys(sources))
+    return [dataclasses.replace(own, split=_SPLIT.value or own.split)]
 
 
 def _cell(value: float | None) -> str:

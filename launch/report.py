@@ -14,12 +14,14 @@ _TEACHER = flags.DEFINE_string("teacher", None, "Workdir of the float teacher.",
 _STUDENT = flags.DEFINE_string("student", None, "Workdir of the ternary student.", required=True)
 _PACKED = flags.DEFINE_string("packed", None, "Packed folder of the student.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder for the report.", required=True)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the student's eval.data.")
 
 
 def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
-    print(make_report(_TEACHER.value, _STUDENT.value, _PACKED.value, _OUT.value))
+    folders = (_TEACHER.value, _STUDENT.value, _PACKED.value, _OUT.value)
+    print(make_report(*folders, _SPLIT.value))
 
 
 if __name__ == "__main__":

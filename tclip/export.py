@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from tclip.checkpoint import load_trained
-from tclip.data import PreprocessConfig, load_tokenizer
+from tclip.data import load_preprocess, load_tokenizer
 from tclip.packed import (
     PREPROCESSOR,
     TOKENIZER,
@@ -49,7 +49,7 @@ def export_packed(
     else:
         quant = init_quant(params, policy)
     tokenizer = load_tokenizer(Path(workdir) / TOKENIZER, experiment.model.text.context_length)
-    preprocess = PreprocessConfig.load(Path(workdir) / PREPROCESSOR)
+    preprocess = load_preprocess(Path(workdir) / PREPROCESSOR)
     # Scales stay float32 here; save_packed casts them and refuses those that do not fit.
     packed = quantize_params(params, quant, policy, dtype=jnp.float32)
     save_packed(out, experiment.model, packed, tokenizer, preprocess, float_dtype)

@@ -13,7 +13,14 @@ import numpy as np
 from PIL import Image
 
 from tclip.checkpoint import load_trained
-from tclip.data import PreprocessConfig, Tokenizer, decode_image, load_tokenizer, preprocess
+from tclip.data import (
+    PreprocessConfig,
+    Tokenizer,
+    decode_image,
+    load_preprocess,
+    load_tokenizer,
+    preprocess,
+)
 from tclip.models import CLIP, CLIPConfig, logit_scale
 from tclip.packed import CONFIG, PREPROCESSOR, TOKENIZER, is_packed, load_packed
 from tclip.quant import ternarize_params
@@ -39,6 +46,23 @@ class Model:
     params: Mapping[str, Any]
     tokenizer: Tokenizer
     preprocess: PreprocessConfig
+
+    def __post_init__(self):
+        text, size = self.config.text, self.config.vision.image_size
+        if self.preprocess.image_size != size:
+            raise ValueError(
+                f"preprocessing makes images of {self.preprocess.image_size} pixels, the model "
+                f"takes {size}"
+            )
+        made = (self.tokenizer.context_length, self.tokenizer.eot_token_id)
+        if made != (text.context_length, text.eot_token_id) or (
+            self.tokenizer.vocab_size > text.vocab_size
+        ):
+            raise ValueError(
+                f"the tokenizer ({self.tokenizer.vocab_size} entries, end of text "
+                f"{made[1]}) is not that of the model ({text.vocab_size} entries, end of text "
+                f"{text.eot_token_id})"
+            )
 
     @property
     def logit_scale(self) -> float:
@@ -80,9 +104,10 @@ class Model:
 
     def _pixels(self, image: ImageInput) -> np.ndarray:
         if isinstance(image, Image.Image):
-            # Through a lossless file, so that every mode takes the one way of decoding.
+            # Through a lossless file, so that there is one way of decoding; PNG has few modes.
             buffer = io.BytesIO()
-            image.save(buffer, "PNG")
+            known = image.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
+            (image if known else image.convert("RGB")).save(buffer, "PNG")
             image = buffer.getvalue()
         elif not isinstance(image, bytes):
             image = Path(image).read_bytes()
@@ -109,7 +134,7 @@ def load(path: str | Path) -> Model:
         experiment.model,
         ternarize_params(params, quant, experiment.quant),
         load_tokenizer(path / TOKENIZER, experiment.model.text.context_length),
-        PreprocessConfig.load(path / PREPROCESSOR),
+        load_preprocess(path / PREPROCESSOR),
     )
 
 

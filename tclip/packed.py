@@ -25,7 +25,13 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tclip.config import build, to_dict
-from tclip.data import PreprocessConfig, Tokenizer, load_tokenizer
+from tclip.data import (
+    PreprocessConfig,
+    Tokenizer,
+    load_preprocess,
+    load_tokenizer,
+    save_preprocess,
+)
 from tclip.models import CLIPConfig, init_params
 from tclip.quant import TernaryTensor
 
@@ -84,7 +90,7 @@ def save_packed(
         folder.mkdir()
         safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "np"})
         tokenizer.save(folder / TOKENIZER)
-        preprocess.save(folder / PREPROCESSOR)
+        save_preprocess(preprocess, folder / PREPROCESSOR)
         description = {
             "model_type": MODEL_TYPE,
             "format_version": FORMAT_VERSION,
@@ -127,7 +133,7 @@ def load_packed(
         tensors, config, description["ternary"], description["float_dtype"], path / WEIGHTS
     )
     tokenizer = load_tokenizer(path / TOKENIZER, config.text.context_length)
-    return config, params, tokenizer, PreprocessConfig.load(path / PREPROCESSOR)
+    return config, params, tokenizer, load_preprocess(path / PREPROCESSOR)
 
 
 def is_packed(path: str | Path) -> bool:

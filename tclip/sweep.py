@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 
 from tclip.experiment import experiment_from_config
 from tclip.tables import markdown_table
-
-RESULT = "result.json"
+from tclip.trainer import RESULT_FILE
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """What the finished run wrote, or None."""
         try:
-            return json.loads((self.workdir / RESULT).read_text())
+            return json.loads((self.workdir / RESULT_FILE).read_text())
         except FileNotFoundError:
             return None
 

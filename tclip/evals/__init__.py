@@ -18,35 +18,27 @@ __all__ = [
 
 
 def evaluate(
-    model: Model,
-    labelled: Source | None,
-    captioned: Source | None,
-    batch_size: int = 128,
-    num_workers: int = 0,
+    model: Model, source: Source, batch_size: int = 128, num_workers: int = 0
 ) -> dict[str, float]:
-    """Zero-shot classification on `labelled`, retrieval on `captioned`; None leaves one out.
-
-    When both are the same object its images are read and embedded once.
+    """All that `source` allows: zero-shot if it has class names, retrieval if it has captions.
 
     Returns:
-      zeroshot_top1, zeroshot_top5, zeroshot_mean_per_class and retrieval_i2t_r1 .. retrieval_t2i_r10
+      zeroshot_top1, zeroshot_top5, zeroshot_mean_per_class, retrieval_i2t_r1 .. retrieval_t2i_r10
       (fractions), zeroshot_n and retrieval_n (images that took part), skipped (unreadable images).
 
     Raises:
-      ValueError: no image of a source can be read or has a label or a caption, or the model's
-        embeddings are not finite.
+      ValueError: no image can be read, the source has neither class names nor captions, or the
+        model's embeddings are not finite.
     """
-    results: dict[str, float] = {"skipped": 0}
-    images = None
-    for name, source, task in (
-        ("zeroshot", labelled, zeroshot_classification),
-        ("retrieval", captioned, retrieval),
-    ):
-        if source is None:
-            continue
-        if images is None or captioned is not labelled:
-            images = embed_images(model, source, batch_size, num_workers)
-            results["skipped"] += images.skipped
-        scores = task(model, source, images)
-        results |= {f"{name}_{key}": value for key, value in scores.items()}
-    return results
+    images = embed_images(model, source, batch_size, num_workers)
+    has_captions = any(source[int(index)].captions for index in images.index_N[:100])
+    if not source.classnames and not has_captions:
+        raise ValueError(f"{source.name}: neither class names nor captions to evaluate on")
+    results: dict[str, float] = {}
+    if source.classnames:
+        scores = zeroshot_classification(model, source, images)
+        results |= {f"zeroshot_{name}": value for name, value in scores.items()}
+    if has_captions:
+        scores = retrieval(model, source, images)
+        results |= {f"retrieval_{name}": value for name, value in scores.items()}
+    return results | {"skipped": images.skipped}

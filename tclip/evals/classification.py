@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tclip.data import Source, fill
+from tclip.data import Source
+from tclip.data.source import fill
 from tclip.evals.embed import ImageEmbeddings, check_finite
 from tclip.evals.metrics import classification_metrics, label_ranks
 from tclip.inference import Model
