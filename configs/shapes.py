@@ -29,7 +29,6 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     config.train_data.source = "shapes"
     config.tokenizer.vocab_size = 1024
     config.eval.data.source = "shapes"
-    config.eval.data.split = "validation"
     config.train.batch_size = 128
     config.train.steps = 1000
     config.optim.lr = 1e-3

@@ -5,34 +5,45 @@ Single keys are overridden as --config.optim.lr=3e-4. The same command continues
 
 import logging
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import absl.logging
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
+from launch.cli import run
 from tclip.experiment import experiment_from_config
 from tclip.trainer import train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, as PATH or PATH:ARG.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is missing.")
-flags.mark_flags_as_required(["config", "workdir"])
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, as PATH or PATH:ARG.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; made if missing.", required=True
+)
+flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("tclip").setLevel(logging.INFO)
-    # Compiled programs are kept: a resumed or repeated run starts at once.
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        raise ValueError(f"unexpected argument {argv[1]!r}")
+    log_progress()
+    # Compiled programs are kept: a run that is resumed or repeated starts at once.
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    try:
-        train(experiment_from_config(CONFIG.value), WORKDIR.value)
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    train(experiment_from_config(_CONFIG.value), _WORKDIR.value)
+
+
+def log_progress() -> None:
+    """Sends what tclip says to stderr as plain lines; of other libraries only warnings."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("tclip")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -106,10 +106,10 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation during training: zero-shot and retrieval, whichever the data allow.
+    """Evaluation: zero-shot classification and retrieval, whichever the data allow.
 
     Attributes:
-      data: what to evaluate on; a `source` of "" turns evaluation off.
+      data: what to evaluate on during training; a `source` of "" turns it off.
       batch_size: images at a time.
       num_workers: worker processes that read images.
     """
