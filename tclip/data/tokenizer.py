@@ -7,7 +7,8 @@ symbols, the same with the end-of-word mark, one entry a merge, then the start a
 
 import dataclasses
 import gzip
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -175,12 +176,4 @@ def _byte_symbols() -> list[str]:
 
 
 def _merges(hf: HFTokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [tuple(pair) for pair in json.loads(hf.to_str())["model"]["merges"]]
-
-
-def captions_of(source, limit: int = 20_000) -> Iterator[str]:
-    """The captions of the first `limit` samples of a source, for training a tokenizer."""
-    for index in range(min(limit, len(source))):
-        yield from source[index].captions
