@@ -1,8 +1,9 @@
 """Estimators of the scale and the threshold of a group from the magnitudes of its weights.
 
 Each maps a weight [..., K, N] and a group name ("tensor", "channel", "block:B") to a pair of arrays
-of `group_shape(w.shape, group)`, in float32 (float64 for float64 weights). A group of zeros gets the
-scale `MIN_SCALE` and the threshold 0, hence the codes 0; NaN in a group gives a NaN scale.
+of `group_shape(w.shape, group)`, in float32 (float64 for float64 weights). A group of zeros gets
+the scale `MIN_SCALE` and the threshold 0, hence the codes 0. NaN or infinity in a group gives a
+scale that is not finite, which shows in every weight of the group.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ Estimator = Callable[[jax.Array, str], tuple[jax.Array, jax.Array]]
 
 
 def twn(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
-    """Threshold 0.7 mean|w|, scale the mean of |w| above it (Ternary Weight Networks, 1605.04711)."""
+    """Threshold 0.7 mean|w|, scale the mean of |w| above it (TWN, arXiv 1605.04711)."""
     magnitudes = _grouped_magnitudes(w, group)
     threshold = _twn_threshold(magnitudes)
     return _mean_above(magnitudes, threshold), threshold
@@ -28,8 +29,8 @@ def twn(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
 def optimal(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
     """The pair that minimises sum (w - scale * T(w, threshold))^2, exactly, by sorting.
 
-    With the k largest magnitudes in the support and S_k their sum, the best scale is S_k / k and the
-    error sum w^2 - S_k^2 / k, so the best k maximises S_k / sqrt(k).
+    With the k largest magnitudes in the support and S_k their sum, the best scale is S_k / k and
+    the error sum w^2 - S_k^2 / k, so the best k maximises S_k / sqrt(k).
     """
     magnitudes = _grouped_magnitudes(w, group)
     # Ascending order, so that NaN comes last here and first below.
@@ -39,7 +40,7 @@ def optimal(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
     )
     counts = jnp.arange(1, descending.shape[-2] + 1, dtype=descending.dtype)[:, None]
     gain = jnp.cumsum(descending, axis=-2) * jax.lax.rsqrt(counts)
-    # No threshold separates equal magnitudes. A true optimum never asks for it, a rounded one might.
+    # No threshold separates equal magnitudes. The optimum never asks for it; rounded sums might.
     gain = jnp.where(descending <= following, -jnp.inf, gain)
     best = jnp.argmax(gain, axis=-2, keepdims=True)
     inside = jnp.take_along_axis(descending, best, axis=-2)
@@ -51,13 +52,13 @@ def optimal(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
 
 
 def absmean(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
-    """Scale mean|w|, codes round(w / scale), i.e. threshold scale / 2 (BitNet b1.58, 2402.17764)."""
+    """Scale mean|w|, codes round(w / scale): threshold scale / 2 (BitNet, arXiv 2402.17764)."""
     scale = _grouped_magnitudes(w, group).mean(axis=-2)
     return _positive(scale), scale / 2
 
 
 def l1_over_support(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
-    """Threshold 0.7 mean|w|, scale sum|w| / count(|w| > threshold) (TernaryCLIP, 2510.21879)."""
+    """Threshold 0.7 mean|w|, scale sum|w| / count(|w| > threshold) (arXiv 2510.21879)."""
     magnitudes = _grouped_magnitudes(w, group)
     threshold = _twn_threshold(magnitudes)
     support = (magnitudes > threshold[..., None, :]).sum(axis=-2)
@@ -87,11 +88,12 @@ def _mean_above(magnitudes: jax.Array, threshold: jax.Array) -> jax.Array:
     # "not below" rather than "above": NaN then counts, and shows in the sum.
     outside = magnitudes <= threshold[..., None, :]
     total = jnp.where(outside, 0, magnitudes).sum(axis=-2)
-    return _ratio(total, (~outside).sum(axis=-2))
+    mean = _ratio(total, (~outside).sum(axis=-2))
+    # Nothing is above an infinite threshold, yet its group is anything but zero.
+    return jnp.where(jnp.isinf(threshold), jnp.inf, mean)
 
 
 def _ratio(total: jax.Array, count: jax.Array) -> jax.Array:
-    # The magnitudes of an empty support are all zero unless some are infinite.
     return _positive(total / jnp.maximum(count, 1))
 
 

@@ -6,8 +6,6 @@ and each of its entries serves a contiguous block of the weight. For w [K, N] a 
 their size, so every layer has groups of its own.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -38,7 +36,7 @@ def group_shape(shape: tuple[int, ...], group: str) -> tuple[int, ...]:
     if size is None:
         return (*layers, 1, columns if group == "channel" else 1)
     if rows % size:
-        divisor = math.gcd(rows, size)
+        divisor = next(d for d in range(min(rows, size), 0, -1) if rows % d == 0)
         raise ValueError(
             f"blocks of {size} do not divide the input dimension {rows}; "
             f"use a divisor of it, such as 'block:{divisor}'"
@@ -65,7 +63,7 @@ def expand(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     for axis, (size, full) in enumerate(zip(values.shape, shape, strict=False)):
         if 1 < size < full:
-            values = jnp.repeat(values, full // size, axis=axis, total_repeat_length=full)
+            values = jnp.repeat(values, full // size, axis=axis)
     return values
 
 
@@ -73,7 +71,6 @@ def group_sum(values: jax.Array, group: tuple[int, ...]) -> jax.Array:
     """The transpose of `expand` and broadcasting: sums [shape] over each group -> [group]."""
     if not group:
         return values.sum()
-    split = [
-        n for size, full in zip(group, values.shape, strict=True) for n in (size, full // size)
-    ]
-    return values.reshape(split).sum(axis=tuple(range(1, len(split), 2)))
+    blocks = [(g, d // g) for g, d in zip(group, values.shape, strict=True)]
+    values = values.reshape([n for block in blocks for n in block])
+    return values.sum(axis=tuple(range(1, values.ndim, 2)))

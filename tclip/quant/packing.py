@@ -53,5 +53,5 @@ def unpack(words: jax.Array, rows: int) -> jax.Array:
 
 def code_at(words: jax.Array, position: jax.Array | int) -> jax.Array:
     """The int8 code in the given field, 0 to 15, of each word."""
-    # The shift to the left drops the fields above, the arithmetic one to the right extends the sign.
+    # Shifting left drops the fields above; shifting right, arithmetically, extends the sign.
     return ((words << (30 - 2 * position)) >> 30).astype(jnp.int8)

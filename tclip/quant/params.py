@@ -1,13 +1,12 @@
 """Ternary weights over a whole parameter tree.
 
 Any pytree of arrays will do (Linen dicts, NNX states): a leaf is known by the names of its keys,
-joined by "/". What is trained besides the latent weights is a flat dict, here called quant, from the
-path of a ternary leaf to the logarithms of its scale and threshold.
+joined by "/". What is trained besides the latent weights is a flat dict, here called quant, from
+the path of a ternary leaf to the logarithms of its scale and threshold.
 """
 
 import math
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -36,12 +35,13 @@ def ternary_paths(params: Any, policy: TernaryPolicy) -> tuple[str, ...]:
       ValueError: a pattern that matches no leaf; a matching leaf that is not a floating-point array
         of two axes or more, or whose input dimension the block size does not divide.
     """
-    leaves = {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = _leaves_by_path(params)
     for pattern in policy.patterns:
         if not any(re.fullmatch(pattern, path) for path in leaves):
             raise ValueError(
-                f"pattern {pattern!r} of the ternary policy {policy.policy!r} matches no parameter; "
-                f"the presets are {', '.join(PRESETS)}; parameters look like {_examples(leaves)}"
+                f"pattern {pattern!r} of ternary policy {policy.policy!r} matches no parameter; "
+                f"use a preset ({', '.join(PRESETS)}) or regular expressions for whole paths such "
+                f"as {', '.join(list(leaves)[:3])}"
             )
     paths = tuple(path for path in leaves if policy.matches(path))
     for path in paths:
@@ -65,23 +65,16 @@ def init_quant(params: Any, policy: TernaryPolicy) -> Quant:
     Raises:
       ValueError: as `ternary_paths`.
     """
-    learned = [
-        name
-        for name, wanted in (
-            ("log_scale", policy.learn_scale),
-            ("log_threshold", policy.learn_threshold),
-        )
-        if wanted
-    ]
-    quant: Quant = {}
-
-    def estimate(path: str, w: jax.Array) -> jax.Array:
-        values = dict(zip(("log_scale", "log_threshold"), _estimate(w, policy), strict=True))
-        quant[path] = {name: _log(values[name]) for name in learned}
-        return w
-
-    if learned:
-        _map_ternary(estimate, params, policy)
+    paths = ternary_paths(params, policy)
+    learned = _learned(policy)
+    if not learned:
+        return {}
+    leaves = _leaves_by_path(params)
+    quant = {}
+    for path in paths:
+        scale, threshold = _estimate(leaves[path], policy)
+        logs = {"log_scale": _log(scale), "log_threshold": _log(threshold)}
+        quant[path] = {name: logs[name] for name in learned}
     return quant
 
 
@@ -111,8 +104,8 @@ def quantize_params(
       dtype: of the scales.
 
     Raises:
-      ValueError: as `ternarize_params`; outside of jit also a leaf with weights that are not finite,
-        or with scales that overflow or vanish in dtype.
+      ValueError: as `ternarize_params`; outside of jit also a leaf with weights that are not
+        finite, or with scales that overflow or vanish in dtype.
     """
 
     def leaf(path: str, w: jax.Array) -> TernaryTensor:
@@ -143,8 +136,13 @@ def _path(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _examples(paths: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(paths, key=lambda path: path.count("/"))[-3:]) or "nothing: it is empty"
+def _leaves_by_path(params: Any) -> dict[str, Any]:
+    return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _learned(policy: TernaryPolicy) -> list[str]:
+    chosen = {"log_scale": policy.learn_scale, "log_threshold": policy.learn_threshold}
+    return [name for name, learned in chosen.items() if learned]
 
 
 @partial(jax.jit, static_argnums=1)
@@ -166,11 +164,10 @@ def _scale_and_threshold(
 ) -> tuple[jax.Array, jax.Array]:
     """The scale (positive) and the threshold (not negative), learned or estimated."""
     entry = quant.get(path, {})
-    wanted = {"log_scale": policy.learn_scale, "log_threshold": policy.learn_threshold}
-    if set(entry) != {name for name, learned in wanted.items() if learned}:
+    if sorted(entry) != _learned(policy):
         raise ValueError(
-            f"{path}: the policy learns {[n for n, learned in wanted.items() if learned]}, quant has "
-            f"{sorted(entry)}; make it with init_quant from these params and this policy"
+            f"{path}: the policy learns {_learned(policy)}, quant has {sorted(entry)}; "
+            "make it with init_quant from these params and this policy"
         )
     scale = threshold = None
     if not (policy.learn_scale and policy.learn_threshold):

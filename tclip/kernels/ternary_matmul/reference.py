@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tclip.quant.groups import expand
 from tclip.quant.packing import CODES_PER_WORD, code_at
 from tclip.quant.tensor import TernaryTensor
 
@@ -10,16 +11,16 @@ from tclip.quant.tensor import TernaryTensor
 def ternary_matmul(x: jax.Array, w: TernaryTensor) -> jax.Array:
     """`x [..., K] @ w [K, N]`, one code position of the words at a time.
 
-    Position i of the words holds rows i, 16 + i, 32 + i, ...; the product is the sum over i of those
-    columns of x times those rows of w, so that only a sixteenth of w is ever expanded.
+    Position i of the words holds rows i, 16 + i, 32 + i, ...; the product is the sum over i of
+    those columns of x times those rows of w, so that only a sixteenth of w is ever expanded.
     """
     words, columns = w.words.shape
     padding = [(0, 0)] * (x.ndim - 1) + [(0, words * CODES_PER_WORD - w.rows)]
     x_by_position = jnp.moveaxis(
         jnp.pad(x, padding).reshape(*x.shape[:-1], words, CODES_PER_WORD), -1, 0
     )
-    scale = w.scale.astype(jnp.float32)
-    blocks = scale.shape[0] if scale.ndim else 1
+    blocks = w.scale.shape[0] if w.scale.ndim else 1
+    scale = expand(w.scale.astype(jnp.float32), (blocks, columns))
 
     def add_position(total, position_and_x):
         position, x_part = position_and_x
