@@ -21,4 +21,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             print(f"{Path(argv[0]).stem}: error: {error}", file=sys.stderr)
             return 1
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, ValueError, OSError) as error:
+        # From a config file: it is missing, refuses its argument, or has no such key; the message
+        # of the last is that of a KeyError, in quotes.
+        message = str(error).replace("\\n", ". ").replace("\\'", "").strip("'\"")
+        print(f"{Path(argv[0]).stem}: error: --config: {message}", file=sys.stderr)
+        sys.exit(1)

@@ -157,9 +157,10 @@ def load_trained(
     workdir = Path(workdir)
     experiment = read_experiment(workdir)
     directory = workdir.absolute() / CHECKPOINTS
-    found = ocp.training.Checkpointer(directory).checkpoints if directory.is_dir() else ()
-    if not found:
+    if not has_checkpoint(workdir):
         raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it with launch.train")
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        found = checkpointer.checkpoints
     step = found[-1].step
     if checkpoint == "best":
         name = experiment.train.best_metric
@@ -178,8 +179,9 @@ def load_trained(
         jax.eval_shape(weights),
     )
     group = "ema" if experiment.optim.ema_decay else "trainable"
-    partial_load = ocp.options.PyTreeOptions.Loading(partial_load=True)
-    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial_load)):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
         try:
             loaded = ocp.load_checkpointables(directory / str(step), {"state": {group: abstract}})[
                 "state"

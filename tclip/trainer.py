@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tclip import evals
 from tclip.checkpoint import Checkpoints, has_checkpoint, load_trained
 from tclip.data import (
+    BadSample,
     Source,
     Tokenizer,
     clip_tokenizer,
@@ -29,7 +30,6 @@ from tclip.data import (
     train_batches,
     train_tokenizer,
 )
-from tclip.data.tokenizer import captions_of
 from tclip.experiment import Experiment, check_resumable, read_experiment, write_experiment
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
@@ -42,6 +42,8 @@ from tclip.state import Params, TrainState, create_state
 from tclip.step import Batch, make_train_step
 
 RESULT_FILE = "result.json"
+# Samples whose captions train a tokenizer: more hardly change it.
+TOKENIZER_SAMPLES = 20_000
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +165,15 @@ def make_tokenizer(experiment: Experiment, source: Source) -> Tokenizer:
     if config.kind == "file":
         return load_tokenizer(config.path, context_length)
     return train_tokenizer(captions_of(source), context_length, config.vocab_size)
+
+
+def captions_of(source: Source) -> Iterator[str]:
+    """Yields the captions that train a tokenizer; bad samples have none."""
+    for index in range(min(len(source), TOKENIZER_SAMPLES)):
+        try:
+            yield from source[index].captions
+        except BadSample:
+            continue
 
 
 def with_vocabulary(experiment: Experiment, vocab_size: int, eot_token_id: int) -> Experiment:
