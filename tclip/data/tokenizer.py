@@ -5,16 +5,16 @@ normalisation, splitting and layout of the vocabulary (Radford et al., arXiv 210
 symbols, the same with the end-of-word mark, one entry a merge, then the start and end tokens.
 """
 
+import contextlib
 import dataclasses
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from tokenizers import (
     Regex,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
@@ -22,6 +22,8 @@ from tokenizers import (
     trainers,
 )
 from tokenizers import Tokenizer as HFTokenizer
+
+from tclip.data.source import BadSample, Source
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 # Contractions, words, single digits, runs of anything else.
@@ -141,6 +143,13 @@ def clip_tokenizer(bpe_vocab_gz_path: Path | str, context_length: int) -> Tokeni
     return Tokenizer(_bpe(merges, context_length), context_length)
 
 
+def captions_of(source: Source, limit: int = 20_000) -> Iterator[str]:
+    """The captions of the first `limit` samples of a source, for training a tokenizer."""
+    for index in range(min(limit, len(source))):
+        with contextlib.suppress(BadSample):  # counted where it would be trained on
+            yield from source[index].captions
+
+
 def _bpe(merges: list[tuple[str, str]], context_length: int) -> HFTokenizer:
     symbols = _byte_symbols()
     entries = [*symbols, *(s + WORD_END for s in symbols), *map("".join, merges), START, END]
@@ -156,9 +165,6 @@ def _bpe(merges: list[tuple[str, str]], context_length: int) -> HFTokenizer:
             pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
-    )
-    hf.decoder = decoders.Sequence(
-        [decoders.Replace(WORD_END, " "), decoders.ByteLevel(), decoders.Strip(" ", 0, 1)]
     )
     ends = [(token, vocabulary[token]) for token in (START, END)]
     hf.post_processor = processors.TemplateProcessing(
