@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from tclip.kernels import ternary_matmul
 from tclip.quant import TernaryTensor
+from tclip.quant.packing import CODES_PER_WORD, code_at
 
 Initializer = Callable[..., jax.Array]
 
@@ -71,11 +72,8 @@ class Embedding(nn.Module):
 
 def _packed_rows(table: TernaryTensor, ids: jax.Array) -> jax.Array:
     """Rows `ids` of a packed [K, N] table, as [..., N] in the scale's dtype; reads only those."""
-    words = jnp.take(table.words, ids // 16, axis=0)
-    # A code is two bits in two's complement: move it to the top, and the arithmetic shift back
-    # down extends its sign.
-    up = (30 - 2 * (ids % 16)).astype(jnp.int32)[..., None]
-    codes = (words << up) >> 30
+    words = jnp.take(table.words, ids // CODES_PER_WORD, axis=0)
+    codes = code_at(words, (ids % CODES_PER_WORD)[..., None])
     rows_per_scale = table.rows // table.scale.shape[0]
     scale = jnp.take(table.scale, ids // rows_per_scale, axis=0, mode="fill")
     return codes.astype(scale.dtype) * scale

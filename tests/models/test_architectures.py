@@ -1,0 +1,211 @@
+"""Configurations, parameter counts, initialisation and what is refused."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tclip.config import build, to_dict
+from tclip.models import (
+    ARCHITECTURES,
+    CLIP,
+    CLIPConfig,
+    TextConfig,
+    VisionConfig,
+    architecture,
+    init_params,
+    logit_bias,
+    logit_scale,
+)
+from tclip.quant import TernaryPolicy, ternary_paths
+
+
+def shapes_of(config):
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def flatten(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+# Published: OpenAI's release of CLIP and open_clip's table of model profiles.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("ViT-B/32", 151_277_313),
+        ("ViT-B/16", 149_620_737),
+        ("ViT-L/14", 427_616_513),
+        ("ViT-L/14@336", 427_944_193),
+        ("ViT-H/14", 986_109_441),
+    ],
+)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_parameter_counts_are_the_published_ones(name, count, scan_layers):
+    config = dataclasses.replace(architecture(name), scan_layers=scan_layers)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(config))) == count
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_policy_all_covers_nearly_all_of_vit_b_16(scan_layers):
+    leaves = flatten(
+        shapes_of(dataclasses.replace(ARCHITECTURES["ViT-B/16"], scan_layers=scan_layers))
+    )
+    ternary = ternary_paths(
+        shapes_of(dataclasses.replace(ARCHITECTURES["ViT-B/16"], scan_layers=scan_layers)),
+        TernaryPolicy(policy="all"),
+    )
+    covered = sum(leaves[path].size for path in ternary)
+    assert covered / sum(leaf.size for leaf in leaves.values()) >= 0.989
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_survive_the_config_door(name):
+    config = ARCHITECTURES[name]
+    assert build(CLIPConfig, to_dict(config)) == config
+
+
+def test_parameter_paths_and_shapes():
+    config = dataclasses.replace(ARCHITECTURES["small-48"], logit_bias=True)
+    leaves = {path: leaf.shape for path, leaf in flatten(shapes_of(config)).items()}
+    block = {
+        "ln_1/scale": (128,),
+        "ln_1/bias": (128,),
+        "ln_2/scale": (128,),
+        "ln_2/bias": (128,),
+        "mlp/fc1/kernel": (128, 512),
+        "mlp/fc1/bias": (512,),
+        "mlp/fc2/kernel": (512, 128),
+        "mlp/fc2/bias": (128,),
+    }
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        block |= {f"attn/{name}/kernel": (128, 128), f"attn/{name}/bias": (128,)}
+    expected = {
+        "vision/patch_embed/kernel": (192, 128),
+        "vision/class_embedding": (128,),
+        "vision/position_embedding": (37, 128),
+        "vision/ln_pre/scale": (128,),
+        "vision/ln_pre/bias": (128,),
+        "vision/ln_post/scale": (128,),
+        "vision/ln_post/bias": (128,),
+        "vision/projection/kernel": (128, 128),
+        "text/token_embedding/embedding": (1024, 128),
+        "text/position_embedding": (32, 128),
+        "text/ln_final/scale": (128,),
+        "text/ln_final/bias": (128,),
+        "text/projection/kernel": (128, 128),
+        "logit_scale": (),
+        "logit_bias": (),
+    }
+    for tower in ("vision", "text"):
+        expected |= {
+            f"{tower}/blocks_{i}/{path}": shape for i in range(4) for path, shape in block.items()
+        }
+    assert leaves == expected
+
+    scanned = flatten(shapes_of(dataclasses.replace(config, scan_layers=True)))
+    blocks = {path: leaf.shape for path, leaf in scanned.items() if "/blocks/" in path}
+    assert blocks == {
+        f"{tower}/blocks/{path}": (4, *shape)
+        for tower in ("vision", "text")
+        for path, shape in block.items()
+    }
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_initialisation_has_the_published_deviations(scan_layers):
+    config = dataclasses.replace(ARCHITECTURES["small-48"], scan_layers=scan_layers)
+    params = flatten(jax.jit(lambda key: init_params(config, key))(jax.random.key(3)))
+    width, layers = 128, 4
+    residual = (2 * layers * width) ** -0.5
+    deviations = {
+        "attn/q_proj/kernel": width**-0.5,
+        "attn/v_proj/kernel": width**-0.5,
+        "attn/out_proj/kernel": residual,
+        "mlp/fc1/kernel": (2 * width) ** -0.5,
+        "mlp/fc2/kernel": residual,
+        "projection/kernel": width**-0.5,
+        "text/token_embedding/embedding": 0.02,
+        "text/position_embedding": 0.01,
+        "vision/position_embedding": width**-0.5,
+        "vision/patch_embed/kernel": (3 * 192) ** -0.5,
+    }
+    for suffix, deviation in deviations.items():
+        matching = [leaf for path, leaf in params.items() if path.endswith(suffix)]
+        assert matching
+        for leaf in matching:
+            np.testing.assert_allclose(np.std(leaf), deviation, rtol=0.05)
+    assert np.max(np.abs(params["vision/patch_embed/kernel"])) <= 192**-0.5
+    for path, leaf in params.items():
+        if path.endswith("bias"):
+            assert not np.any(leaf)
+    if scan_layers:
+        first, second = params["text/blocks/mlp/fc1/kernel"][:2]
+        assert not np.array_equal(first, second)
+
+
+def test_logit_scale_starts_at_clips_temperature_and_is_bounded():
+    params = init_params(ARCHITECTURES["tiny"], jax.random.key(0))
+    np.testing.assert_allclose(logit_scale(params), 1 / 0.07, rtol=1e-6)
+    assert logit_bias(params) == 0.0
+    gradient = jax.grad(lambda x, sign: sign * logit_scale({"logit_scale": x}))
+    np.testing.assert_allclose(gradient(2.0, 1.0), math.exp(2.0), rtol=1e-6)
+    np.testing.assert_allclose(gradient(2.0, -1.0), -math.exp(2.0), rtol=1e-6)
+    assert logit_scale({"logit_scale": jnp.float32(5.0)}) == 100.0
+    # Descent along a positive gradient leads back below the bound; along a negative one, beyond it.
+    np.testing.assert_allclose(gradient(5.0, 1.0), 100.0)
+    assert gradient(5.0, -1.0) == 0.0
+
+
+def test_logit_bias_is_a_parameter_on_request():
+    config = dataclasses.replace(ARCHITECTURES["tiny"], logit_bias=True)
+    assert logit_bias(init_params(config, jax.random.key(0))) == -10.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: architecture("ViT-B/23"), r"'ViT-B/23'.*ViT-B/32.*tiny"),
+        (lambda: VisionConfig(width=770), "vision: width 770 .* heads 12"),
+        (lambda: TextConfig(heads=7), "text: width 512 .* heads 7"),
+        (lambda: TextConfig(heads=0), "text: heads 0"),
+        (lambda: VisionConfig(patch_size=30), "image_size 224 .* patch_size 30"),
+        (lambda: VisionConfig(patch_size=0), "patch_size 0"),
+        (lambda: TextConfig(eot_token_id=49408), "eot_token_id 49408 .* 49408 tokens"),
+        (lambda: TextConfig(context_length=0), "context_length 0"),
+        (lambda: CLIPConfig(activation="relu"), "activation 'relu'.*quick_gelu, gelu"),
+        (lambda: CLIPConfig(remat="some"), "remat 'some'.*none, full, dots"),
+        (lambda: CLIPConfig(dtype="float16"), "dtype 'float16'.*float32, bfloat16"),
+        (lambda: CLIPConfig(embed_dim=0), "embed_dim 0"),
+    ],
+)
+def test_bad_configs_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "dtype", "hidden", "message"),
+    [
+        ("encode_image", (2, 48, 48, 3), "float32", (), r"\[batch, 32, 32, 3\].*\(2, 48, 48, 3\)"),
+        ("encode_image", (32, 32, 3), "float32", (), r"\(32, 32, 3\)"),
+        ("encode_image", (2, 32, 32, 3), "uint8", (), "floats, got uint8"),
+        ("encode_image", (2, 32, 32, 3), "float32", (2,), r"hidden layer 2: .*0\.\.1"),
+        ("encode_text", (2, 17), "int32", (), "17 .* context length 16"),
+        ("encode_text", (16,), "int32", (), r"\[batch, length\]"),
+        ("encode_text", (2, 16), "float32", (), "integers"),
+        ("encode_text", (2, 16), "int32", (-1,), "hidden layer -1"),
+    ],
+)
+def test_bad_inputs_are_refused(method, shape, dtype, hidden, message):
+    config = ARCHITECTURES["tiny"]
+    apply = jax.eval_shape
+    with pytest.raises(ValueError, match=message):
+        apply(
+            lambda params, x: CLIP(config).apply({"params": params}, x, hidden, method=method),
+            shapes_of(config),
+            jax.ShapeDtypeStruct(shape, dtype),
+        )

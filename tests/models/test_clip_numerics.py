@@ -1,0 +1,211 @@
+"""The encoders against a plain NumPy forward pass in float64, written from the papers."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tclip.models import CLIP, CLIPConfig, TextConfig, VisionConfig, init_params
+
+CONFIG = CLIPConfig(
+    embed_dim=20,
+    vision=VisionConfig(image_size=12, patch_size=4, width=24, layers=3, heads=3, mlp_dim=40),
+    text=TextConfig(
+        context_length=9, vocab_size=37, width=16, layers=2, heads=4, mlp_dim=24, eot_token_id=36
+    ),
+)
+TOKENS = np.array(
+    [[35, 3, 4, 36, 0, 0, 0, 0], [35, 36, 5, 36, 7, 8, 9, 1], [35, 1, 2, 3, 4, 5, 6, 36]]
+)
+
+
+def random_params(config):
+    """Parameters with every leaf random, so that no norm, bias or position is trivially right."""
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: np.asarray(0.3 * rng.normal(size=leaf.shape), np.float32), shapes
+    )
+
+
+def images(config, batch=3):
+    size = config.vision.image_size
+    return np.random.default_rng(1).normal(size=(batch, size, size, 3)).astype(np.float32)
+
+
+def layer_norm(x, p, eps):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
+
+
+def linear(x, p):
+    return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def attention(x, p, heads, causal):
+    length, width = x.shape
+    size = width // heads
+    q, k, v = (linear(x, p[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    out = np.zeros_like(x)
+    for h in range(heads):
+        part = slice(h * size, (h + 1) * size)
+        for t in range(length):
+            seen = t + 1 if causal else length
+            scores = k[:seen, part] @ q[t, part] / math.sqrt(size)
+            weights = np.exp(scores - scores.max())
+            out[t, part] = weights / weights.sum() @ v[:seen, part]
+    return linear(out, p["out_proj"])
+
+
+def activate(x, name):
+    if name == "quick_gelu":
+        return x / (1 + np.exp(-1.702 * x))
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def blocks(x, p, config, tower, causal):
+    outputs = []
+    for i in range(tower.layers):
+        b = p[f"blocks_{i}"]
+        y = layer_norm(x, b["ln_1"], config.layer_norm_eps)
+        x = x + attention(y, b["attn"], tower.heads, causal)
+        y = layer_norm(x, b["ln_2"], config.layer_norm_eps)
+        y = activate(linear(y, b["mlp"]["fc1"]), config.activation)
+        x = x + linear(y, b["mlp"]["fc2"])
+        outputs.append(x)
+    return x, outputs
+
+
+def reference_image(image, p, config):
+    s, tower = config.vision.patch_size, config.vision
+    tokens = [p["class_embedding"]]
+    for row in range(0, tower.image_size, s):
+        for column in range(0, tower.image_size, s):
+            patch = [
+                image[row + i, column + j, c] for i in range(s) for j in range(s) for c in range(3)
+            ]
+            tokens.append(np.array(patch) @ p["patch_embed"]["kernel"])
+    x = layer_norm(np.stack(tokens) + p["position_embedding"], p["ln_pre"], config.layer_norm_eps)
+    x, hidden = blocks(x, p, config, tower, causal=False)
+    return linear(layer_norm(x[0], p["ln_post"], config.layer_norm_eps), p["projection"]), hidden
+
+
+def reference_text(tokens, p, config):
+    x = p["token_embedding"]["embedding"][tokens] + p["position_embedding"][: len(tokens)]
+    x, hidden = blocks(x, p, config, config.text, causal=True)
+    pooled = x[list(tokens).index(config.text.eot_token_id)]
+    return linear(layer_norm(pooled, p["ln_final"], config.layer_norm_eps), p["projection"]), hidden
+
+
+def assert_matches(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
+def test_embeddings_and_hidden_layers_match_numpy(activation, eps):
+    config = dataclasses.replace(CONFIG, activation=activation, layer_norm_eps=eps)
+    params = random_params(config)
+    wide = jax.tree.map(lambda x: x.astype(np.float64), params)
+    model, x = CLIP(config), images(config)
+
+    embeddings, hidden = model.apply({"params": params}, x, (2, 0), method="encode_image")
+    for b, image in enumerate(x):
+        expected, outputs = reference_image(image, wide["vision"], config)
+        assert_matches(embeddings[b], expected)
+        assert_matches(hidden[0][b], outputs[2])
+        assert_matches(hidden[1][b], outputs[0])
+
+    embeddings, hidden = model.apply({"params": params}, TOKENS, (1,), method="encode_text")
+    for b, tokens in enumerate(TOKENS):
+        expected, outputs = reference_text(tokens, wide["text"], config)
+        assert_matches(embeddings[b], expected)
+        assert_matches(hidden[0][b], outputs[1])
+
+
+def test_nothing_after_the_end_of_text_matters():
+    params = random_params(CONFIG)
+    other = np.where(np.cumsum(TOKENS == 36, axis=1) - (TOKENS == 36) > 0, 17, TOKENS)
+    assert (other != TOKENS).any()
+    encode = jax.jit(lambda t: CLIP(CONFIG).apply({"params": params}, t, method="encode_text"))
+    np.testing.assert_array_equal(encode(TOKENS), encode(other))
+
+
+def test_texts_shorter_than_the_context_need_no_padding():
+    params = random_params(CONFIG)
+    encode = jax.jit(lambda t: CLIP(CONFIG).apply({"params": params}, t, method="encode_text"))
+    np.testing.assert_allclose(encode(TOKENS[:1, :4]), encode(TOKENS[:1]), rtol=1e-5, atol=1e-5)
+
+
+def restack(params, config):
+    """Unscanned parameters as a scanned model wants them."""
+    stacked = dict(params)
+    for tower, layers in (("vision", config.vision.layers), ("text", config.text.layers)):
+        each = [params[tower][f"blocks_{i}"] for i in range(layers)]
+        rest = {k: v for k, v in params[tower].items() if not k.startswith("blocks_")}
+        stacked[tower] = {**rest, "blocks": jax.tree.map(lambda *x: np.stack(x), *each)}
+    return stacked
+
+
+@pytest.mark.parametrize(
+    ("scan_layers", "remat"),
+    [(True, "none"), (False, "full"), (False, "dots"), (True, "full"), (True, "dots")],
+)
+def test_scan_and_remat_change_neither_values_nor_gradients(scan_layers, remat):
+    config = dataclasses.replace(CONFIG, scan_layers=scan_layers, remat=remat)
+    params, x = random_params(CONFIG), images(CONFIG)
+
+    def loss(params, config):
+        model = CLIP(config)
+        image, (first, last) = model.apply({"params": params}, x, (0, 2), method="encode_image")
+        text, (only,) = model.apply({"params": params}, TOKENS, (1,), method="encode_text")
+        outputs = (image, text, first, last, only)
+        return sum(jnp.mean(jnp.sin(y)) for y in outputs), outputs
+
+    grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    expected_grad, expected = grad(params, CONFIG)
+    other_params, expected_grad = params, expected_grad
+    if scan_layers:
+        other_params, expected_grad = restack(params, config), restack(expected_grad, config)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, other_params) == jax.tree.map(jnp.shape, shapes)
+
+    actual_grad, actual = grad(other_params, config)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+    for a, e in zip(jax.tree.leaves(actual_grad), jax.tree.leaves(expected_grad), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-6)
+
+
+def test_remat_recomputes_in_the_backward_pass():
+    params, x = random_params(CONFIG), images(CONFIG)
+
+    def matmuls(remat):
+        config = dataclasses.replace(CONFIG, remat=remat)
+
+        def loss(params):
+            return jnp.sum(CLIP(config).apply({"params": params}, x, method="encode_image"))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+    assert matmuls("none") < matmuls("dots") < matmuls("full")
+
+
+def test_bfloat16_computes_low_and_keeps_float32_statistics():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    params, x = random_params(CONFIG), images(CONFIG)
+    low = CLIP(config).apply({"params": params}, x, TOKENS)
+    high = CLIP(CONFIG).apply({"params": params}, x, TOKENS)
+    for a, e in zip(low, high, strict=True):
+        assert a.dtype == jnp.bfloat16
+        error = np.linalg.norm(a.astype(np.float32) - e) / np.linalg.norm(e)
+        assert 1e-5 < error < 0.03
+    jaxpr = str(jax.make_jaxpr(lambda p: CLIP(config).apply({"params": p}, x, TOKENS))(params))
+    for line in jaxpr.splitlines():
+        if " exp " in line or " rsqrt " in line or "reduce_sum" in line:
+            assert "bf16" not in line
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
