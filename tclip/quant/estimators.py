@@ -33,8 +33,7 @@ def optimal(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
     the error sum w^2 - S_k^2 / k, so the best k maximises S_k / sqrt(k).
     """
     magnitudes = _grouped_magnitudes(w, group)
-    # Ascending order, so that NaN comes last here and first below.
-    descending = jnp.flip(jnp.sort(magnitudes, axis=-2), axis=-2)
+    descending = jnp.flip(_sort(magnitudes), axis=-2)
     following = jnp.concatenate(
         [descending[..., 1:, :], jnp.zeros_like(descending[..., :1, :])], axis=-2
     )
@@ -78,6 +77,15 @@ def _grouped_magnitudes(w: jax.Array, group: str) -> jax.Array:
     *layers, groups, columns = group_shape(w.shape, group)
     w = jnp.asarray(w, jnp.promote_types(w.dtype, jnp.float32))
     return jnp.abs(w).reshape(*layers, groups, -1, columns)
+
+
+def _sort(magnitudes: jax.Array) -> jax.Array:
+    """Sorts along axis -2, NaN last."""
+    # Non-negative floats order as their bits do. XLA's CPU sort is five times faster on integers,
+    # and faster still along the last axis.
+    integer = jnp.dtype(f"int{8 * magnitudes.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(magnitudes.mT, integer)
+    return jax.lax.bitcast_convert_type(jnp.sort(bits), magnitudes.dtype).mT
 
 
 def _twn_threshold(magnitudes: jax.Array) -> jax.Array:
