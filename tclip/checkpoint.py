@@ -58,12 +58,12 @@ class Checkpoints:
 
     def __exit__(self, error_type: type | None, *_: Any) -> None:
         try:
-            self.wait()
-        except CheckpointError as error:
-            # An error that is already on its way says more than this one.
+            self._orbax.close()
+        except Exception as error:
             if error_type is None:
-                raise
-            logging.getLogger(__name__).error("%s", error)
+                raise self._failure(error) from error
+            # The error that is already on its way came first.
+            logging.getLogger(__name__).error("%s", self._failure(error))
 
     @property
     def latest_step(self) -> int | None:
@@ -116,24 +116,22 @@ class Checkpoints:
             )
         except Exception as error:
             raise CheckpointError(
-                f"{self.directory}/{self.latest_step} cannot be read: {_first_line(error)}"
+                f"{self.directory}/{self.latest_step} cannot be read; delete it to go back to the one before: "
+                f"{_first_line(error)}"
             ) from error
         return loaded["state"]
 
     def _failure(self, error: Exception) -> CheckpointError:
-        self._orbax.reload()
-        left = "there is none before it"
-        if self.latest_step is not None:
-            left = f"the checkpoint of step {self.latest_step} is whole"
+        steps = _whole_steps(self.directory)
+        left = f"that of step {max(steps)} is whole" if steps else "there is none before it"
         return CheckpointError(
-            f"a checkpoint could not be written to {self.directory} ({left}): {_first_line(error)}"
+            f"a checkpoint could not be written to {self.directory}; {left}: {_first_line(error)}"
         )
 
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether `workdir` holds a whole checkpoint."""
-    # Unfinished ones have a suffix.
-    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+    return bool(_whole_steps(workdir / CHECKPOINTS))
 
 
 def load_trained(
@@ -188,9 +186,15 @@ def load_trained(
             ][group]
         except Exception as error:
             raise CheckpointError(
-                f"{directory}/{step} cannot be read: {_first_line(error)}"
+                f"{directory}/{step} cannot be read; delete it to go back to the one before: "
+                f"{_first_line(error)}"
             ) from error
     return experiment, loaded["params"], loaded["quant"]
+
+
+def _whole_steps(directory: Path) -> list[int]:
+    # What is still being written has a suffix.
+    return [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
 
 
 def _metric(metrics: dict[str, float] | None, name: str) -> float:
