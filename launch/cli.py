@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, logging
+from absl import app, flags, logging
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -14,6 +14,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries are talkative
         try:
             return main(argv)
         except (ValueError, OSError, FloatingPointError) as error:

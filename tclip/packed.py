@@ -88,7 +88,7 @@ def save_packed(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         folder = Path(temporary) / "new"
         folder.mkdir()
-        safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "np"})
+        (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, {"format": "np"}))
         tokenizer.save(folder / TOKENIZER)
         save_preprocess(preprocess, folder / PREPROCESSOR)
         description = {

@@ -28,7 +28,7 @@ def curve(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[list[int], 
 def middle_layer(
     params: Mapping[str, Any], quant: Mapping[str, Any], policy: TernaryPolicy
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """A ternary kernel from the middle of the model: path, weights, scales and thresholds [K, N]."""
+    """A ternary kernel amid the model: its path, weights, scales and thresholds, [K, N] each."""
     paths = ternary_paths(params, policy)
     feed_forward = [path for path in paths if re.search(r"vision/.*mlp/fc1/", path)]
     path = (feed_forward or paths)[len(feed_forward or paths) // 2]

@@ -11,7 +11,7 @@ import numpy as np
 from tclip import inference
 from tclip.data import Source, open_source
 from tclip.evals import embed_images, evaluate, zeroshot_classification
-from tclip.experiment import EvalConfig, Experiment
+from tclip.experiment import EvalConfig
 from tclip.export import export_packed
 from tclip.inference import Model
 from tclip.packed import folder_bytes, size_summary
@@ -58,9 +58,15 @@ def open_data(settings: EvalConfig, split: str) -> Data:
 
 
 def collect(
-    teacher: Path, student: Experiment, packed: Path, data: Data
+    teacher: Path, policy: TernaryPolicy, packed: Path, data: Data
 ) -> dict[str, dict[str, Any]]:
     """Evaluates the three models.
+
+    Args:
+      teacher: workdir of the float teacher.
+      policy: of the student; the teacher is made ternary by the same without training.
+      packed: folder of the packed student.
+      data: what to evaluate on.
 
     Returns:
       "teacher", "post_training" and "student", each with the metrics of `Data.evaluate` and
@@ -71,7 +77,7 @@ def collect(
     sizes = size_summary(packed_model.params, folder_bytes(packed))
     results = {
         "teacher": data.evaluate(float_model) | {"size_bytes": _float32_bytes(float_model)},
-        "post_training": _post_training(teacher, student.quant, data),
+        "post_training": _post_training(teacher, policy, data),
         "student": data.evaluate(packed_model) | sizes,
     }
     return {name: _with_shared_keys(values) for name, values in results.items()}

@@ -1,0 +1,133 @@
+"""A tiny CLIP with random weights, its workdir and data in memory, for the tests of what uses them."""
+
+import dataclasses
+import functools
+import io
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from PIL import Image
+
+from tclip.checkpoint import Checkpoints
+from tclip.data import (
+    BadSample,
+    PreprocessConfig,
+    Sample,
+    Tokenizer,
+    save_preprocess,
+    train_tokenizer,
+)
+from tclip.experiment import Experiment, write_experiment
+from tclip.inference import Model
+from tclip.models import CLIPConfig, architecture, init_params
+from tclip.quant import TernaryPolicy, init_quant, quantize_params, ternarize_params
+
+POLICY = TernaryPolicy(policy="all", estimator="optimal")
+PREPROCESS = PreprocessConfig(image_size=32)
+COLOURS = {"red": (220, 40, 30), "green": (30, 200, 60), "blue": (40, 60, 210)}
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([f"a photo of a {colour} square" for colour in COLOURS], 16, 560)
+
+
+@functools.cache
+def config() -> CLIPConfig:
+    base = architecture("tiny")
+    vocabulary = {"vocab_size": tokenizer().vocab_size, "eot_token_id": tokenizer().eot_token_id}
+    return dataclasses.replace(base, text=dataclasses.replace(base.text, **vocabulary))
+
+
+@functools.cache
+def params(seed: int = 0) -> dict:
+    return jax.jit(functools.partial(init_params, config()))(jax.random.key(seed))
+
+
+@functools.cache
+def quant() -> dict:
+    return init_quant(params(), POLICY)
+
+
+@functools.cache
+def packed_params() -> dict:
+    return quantize_params(params(), quant(), POLICY, dtype=np.float32)
+
+
+@functools.cache
+def float_model() -> Model:
+    return Model(config(), params(), tokenizer(), PREPROCESS)
+
+
+@functools.cache
+def fake_quant_model() -> Model:
+    weights = ternarize_params(params(), quant(), POLICY)
+    return Model(config(), weights, tokenizer(), PREPROCESS)
+
+
+def square(colour: str, seed: int = 0, size: int = 40) -> Image.Image:
+    """A coloured square on noise."""
+    noise = np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8)
+    noise[size // 4 : -size // 4, size // 4 : -size // 4] = COLOURS[colour]
+    return Image.fromarray(noise)
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class ListSource:
+    """Samples in memory; a sample that is None cannot be read."""
+
+    samples: tuple[Sample | None, ...]
+    classnames: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    name: str = "list"
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        if sample is None:
+            raise BadSample(f"sample {index} cannot be read")
+        return sample
+
+
+def squares(count: int = 12) -> ListSource:
+    """Labelled, captioned squares."""
+    names = list(COLOURS)
+    samples = tuple(
+        Sample(
+            key=str(i),
+            image=png(square(names[i % 3], seed=i)),
+            captions=(f"a {names[i % 3]} square", f"number {i}"),
+            label=i % 3,
+        )
+        for i in range(count)
+    )
+    return ListSource(samples, tuple(names), ("a {} square", "a photo of a {} square"))
+
+
+def write_workdir(workdir: Path, seed: int = 0, **groups) -> Path:
+    """Writes what a training run of the tiny model leaves behind, without the training.
+
+    Args:
+      seed: of the weights.
+      groups: groups of the Experiment that differ from their defaults.
+    """
+    workdir.mkdir()
+    experiment = Experiment(model=config(), preprocess=PREPROCESS, **groups)
+    write_experiment(experiment, workdir)
+    tokenizer().save(workdir / "tokenizer.json")
+    save_preprocess(PREPROCESS, workdir / "preprocessor_config.json")
+    weights = {"params": params(seed), "quant": init_quant(params(seed), experiment.quant)}
+    iterator = iter(grain.MapDataset.range(1).to_iter_dataset())
+    with Checkpoints(workdir, keep_last=1, best_metric="") as checkpoints:
+        checkpoints.save(1, {"trainable": weights}, iterator, None)
+    return workdir
