@@ -115,10 +115,7 @@ class Checkpoints:
                 self.latest_step, {"state": abstract_state, "data": iterator}
             )
         except Exception as error:
-            raise CheckpointError(
-                f"{self.directory}/{self.latest_step} cannot be read; delete it to go back to the one before: "
-                f"{_first_line(error)}"
-            ) from error
+            raise _unreadable(self.directory / str(self.latest_step), error) from error
         return loaded["state"]
 
     def _failure(self, error: Exception) -> CheckpointError:
@@ -185,16 +182,19 @@ def load_trained(
                 "state"
             ][group]
         except Exception as error:
-            raise CheckpointError(
-                f"{directory}/{step} cannot be read; delete it to go back to the one before: "
-                f"{_first_line(error)}"
-            ) from error
+            raise _unreadable(directory / str(step), error) from error
     return experiment, loaded["params"], loaded["quant"]
 
 
 def _whole_steps(directory: Path) -> list[int]:
     # What is still being written has a suffix.
     return [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read; delete it to go back to the one before: {_first_line(error)}"
+    )
 
 
 def _metric(metrics: dict[str, float] | None, name: str) -> float:

@@ -1,0 +1,106 @@
+"""Runs that are killed with SIGKILL end with the same bits as runs that are left alone."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tclip.checkpoint import CHECKPOINTS, load_trained
+from tclip.config import to_dict
+from tclip.metrics import read_metrics
+from tclip.models import architecture
+
+STEPS = 20
+MAIN = """
+import json, sys
+from tclip.config import build
+from tclip.experiment import Experiment
+from tclip.trainer import train
+train(build(Experiment, json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def make_config(data_dir: Path) -> dict:
+    """Everything that has a state: ternary weights, a moving average, accumulation, the data."""
+    source = {"source": "shapes:tiny", "data_dir": str(data_dir)}
+    return {
+        "model": to_dict(architecture("tiny")),
+        "train_data": source,
+        "preprocess": {"image_size": 32},
+        "quant": {"policy": "all"},
+        "optim": {"warmup_steps": 2, "ema_decay": 0.9, "accumulate": 2},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 32,
+            "log_every": 1,
+            "eval_every": STEPS,
+            "checkpoint_every": 5,
+        },
+    }
+
+
+def start(config: dict, workdir: Path, cache: Path) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-c", MAIN, json.dumps(config), str(workdir)]
+    return subprocess.Popen(command, env=environment)
+
+
+def kill_when(process: subprocess.Popen, moment: Callable[[], bool]) -> None:
+    """Kills the process once `moment()`; it must not have ended before."""
+    while not moment():
+        assert process.poll() is None, "the run ended before the moment to kill it came"
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -9
+
+
+def rows_of(workdir: Path) -> list[dict]:
+    """Rows of the metrics without what depends on the clock."""
+    return [
+        {key: value for key, value in row.items() if key != "images_per_second"}
+        for row in read_metrics(workdir)
+    ]
+
+
+@pytest.mark.slow
+def test_killed_at_several_moments_and_continued_is_bit_identical(tmp_path):
+    config, cache = make_config(tmp_path / "data"), tmp_path / "cache"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    # The run that is left alone compiles, the others load what it has compiled.
+    assert start(config, whole, cache).wait() == 0
+
+    checkpoints = killed / CHECKPOINTS
+
+    def saving() -> bool:
+        return any(checkpoints.glob("*.orbax-checkpoint-tmp/state*"))
+
+    def last_step() -> int:
+        return max((row["step"] for row in read_metrics(killed)), default=0)
+
+    # Before the first checkpoint; during the first save; during a later one; between two.
+    kill_when(start(config, killed, cache), lambda: last_step() >= 2)
+    assert not (killed / "result.json").exists()
+    kill_when(start(config, killed, cache), saving)
+    kill_when(start(config, killed, cache), lambda: (checkpoints / "5").exists() and saving())
+    kill_when(start(config, killed, cache), lambda: last_step() >= 12)
+    assert start(config, killed, cache).wait() == 0
+
+    for a, b in zip(
+        jax.tree.leaves(load_trained(whole)[1:]),
+        jax.tree.leaves(load_trained(killed)[1:]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert rows_of(killed) == rows_of(whole)
+    assert [row["step"] for row in rows_of(killed)] == list(range(1, STEPS + 1))
+    assert json.loads((killed / "result.json").read_text())["step"] == STEPS

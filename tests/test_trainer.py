@@ -1,0 +1,166 @@
+"""Training end to end on tiny shapes: float, ternary, distilled; and what is refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tclip.checkpoint import CHECKPOINTS, load_trained
+from tclip.config import build, to_dict
+from tclip.data import load_tokenizer
+from tclip.experiment import Experiment, read_experiment
+from tclip.inference import load
+from tclip.metrics import read_metrics
+from tclip.models import architecture
+from tclip.trainer import train
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def make_experiment(data_dir: str, **groups) -> Experiment:
+    """A tiny run of 12 steps; `groups` maps the groups of the config to what is different."""
+    source = {"source": "shapes:tiny", "data_dir": data_dir}
+    values = {
+        "model": to_dict(architecture("tiny")),
+        "train_data": source,
+        "preprocess": {"image_size": 32},
+        "optim": {"warmup_steps": 2},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 16,
+            "log_every": 2,
+            "eval_every": 8,
+            "checkpoint_every": 4,
+        },
+        "eval": {"data": source | {"split": "validation"}},
+    }
+    for group, changes in groups.items():
+        values[group] = values.get(group, {}) | changes
+    return build(Experiment, values)
+
+
+@pytest.fixture(scope="module")
+def teacher(data_dir, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("teacher")
+    train(make_experiment(data_dir), workdir)
+    return workdir
+
+
+def test_float_training_leaves_a_readable_workdir(teacher):
+    result = json.loads((teacher / "result.json").read_text())
+    assert result["step"] == STEPS
+    assert 0 < result["loss"] < 10
+    assert 0 <= result["eval/zeroshot_top1"] <= 1
+    rows = read_metrics(teacher)
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "eval/retrieval_i2t_r1" in row] == [8, 12]
+    assert list((teacher / "tensorboard").iterdir())
+    tokenizer = load_tokenizer(teacher / "tokenizer.json", 16)
+    saved = read_experiment(teacher)
+    assert saved.model.text.vocab_size == tokenizer.vocab_size
+    assert saved.model.text.eot_token_id == tokenizer.eot_token_id
+    assert load(teacher).encode_text(["a red circle"]).shape == (1, 32)
+
+
+def test_a_student_starts_from_its_teacher_and_learns_from_it(teacher, data_dir, tmp_path):
+    student = make_experiment(
+        data_dir,
+        teacher={"path": str(teacher)},
+        quant={"policy": "all"},
+        loss={"similarity_weight": 1.0, "embedding_weight": 1.0},
+        optim={"warmup_steps": 2, "lr": 1e-9, "weight_decay": 0.0},
+        train={"batch_size": 16, "steps": 4, "eval_every": 4, "checkpoint_every": 4},
+    )
+    result = train(student, tmp_path)
+    assert result["similarity_kl"] > 0
+    assert (tmp_path / "tokenizer.json").read_bytes() == (teacher / "tokenizer.json").read_bytes()
+    _, teacher_params, no_quant = load_trained(teacher)
+    _, params, quant = load_trained(tmp_path)
+    # With next to no learning rate the latent weights are still those of the teacher.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, teacher_params)
+    assert not no_quant
+    assert "vision/blocks_0/mlp/fc1/kernel" in quant
+    stored = json.loads((tmp_path / CHECKPOINTS / "4/state/_METADATA").read_text())
+    assert not any("teacher" in key for key in stored["tree_metadata"])
+
+
+def test_a_float_student_of_the_same_weights_has_no_distillation_loss(teacher, data_dir, tmp_path):
+    student = make_experiment(
+        data_dir,
+        teacher={"path": str(teacher)},
+        loss={"contrastive_weight": 0.0, "similarity_weight": 1.0, "embedding_weight": 1.0},
+        optim={"warmup_steps": 0},
+        train={"batch_size": 16, "steps": 1, "log_every": 1},
+    )
+    result = train(student, tmp_path)
+    assert result["loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_smaller_student_is_taught_through_adapters(teacher, data_dir, tmp_path):
+    model = to_dict(architecture("tiny")) | {"embed_dim": 16}
+    student = make_experiment(
+        data_dir,
+        model=model,
+        teacher={"path": str(teacher)},
+        loss={"embedding_weight": 1.0, "hidden_weight": 1.0, "hidden_layers": ((0, 1),)},
+        train={"batch_size": 16, "steps": 3},
+        optim={"warmup_steps": 0},
+        quant={"policy": "blocks"},
+    )
+    result = train(student, tmp_path)
+    assert 0 < result["embedding_l2"] < 4
+    assert load(tmp_path).encode_text(["a red circle"]).shape == (1, 16)
+
+
+def test_training_again_does_nothing(teacher, data_dir):
+    before = (teacher / "metrics.jsonl").read_bytes()
+    assert train(make_experiment(data_dir), teacher) == json.loads(
+        (teacher / "result.json").read_text()
+    )
+    assert (teacher / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model": {"activation": "gelu"}}, "model.activation"),
+        ({"quant": {"policy": "ffn"}}, "quant.policy"),
+        ({"optim": {"warmup_steps": 2, "b2": 0.9}}, "optim.b2"),
+        ({"optim": {"warmup_steps": 2, "ema_decay": 0.9}}, "optim.ema_decay"),
+    ],
+)
+def test_a_checkpoint_of_another_experiment_is_refused(teacher, data_dir, changes, key):
+    with pytest.raises(ValueError, match=f"checkpoint of another experiment: {key} was"):
+        train(make_experiment(data_dir, **changes), teacher)
+
+
+def test_a_batch_that_does_not_split_over_the_mesh_is_refused(data_dir, tmp_path):
+    experiment = make_experiment(data_dir, train={"batch_size": 12})
+    with pytest.raises(ValueError, match="batch_size=12 is not divisible"):
+        train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_sees_other_images_is_refused(teacher, data_dir, tmp_path):
+    student = make_experiment(
+        data_dir,
+        teacher={"path": str(teacher)},
+        preprocess={"image_size": 32, "mean": (0.5, 0.5, 0.5)},
+        loss={"embedding_weight": 1.0},
+    )
+    with pytest.raises(ValueError, match=r"preprocess\.mean"):
+        train(student, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(data_dir, tmp_path):
+    bad = make_experiment(data_dir, optim={"warmup_steps": 0, "lr": 1e30, "grad_clip": 0.0})
+    with pytest.raises(FloatingPointError, match=r"is nan at step \d+"):
+        train(bad, tmp_path)
+    assert not (tmp_path / "result.json").exists()
