@@ -27,6 +27,10 @@ def shapes_of(config):
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
+def initialise(config):
+    return jax.jit(lambda key: init_params(config, key))(jax.random.key(3))
+
+
 def flatten(params):
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
@@ -51,13 +55,10 @@ def test_parameter_counts_are_the_published_ones(name, count, scan_layers):
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_policy_all_covers_nearly_all_of_vit_b_16(scan_layers):
-    leaves = flatten(
-        shapes_of(dataclasses.replace(ARCHITECTURES["ViT-B/16"], scan_layers=scan_layers))
-    )
-    ternary = ternary_paths(
-        shapes_of(dataclasses.replace(ARCHITECTURES["ViT-B/16"], scan_layers=scan_layers)),
-        TernaryPolicy(policy="all"),
-    )
+    config = dataclasses.replace(ARCHITECTURES["ViT-B/16"], scan_layers=scan_layers)
+    shapes = shapes_of(config)
+    leaves = flatten(shapes)
+    ternary = ternary_paths(shapes, TernaryPolicy(policy="all"))
     covered = sum(leaves[path].size for path in ternary)
     assert covered / sum(leaf.size for leaf in leaves.values()) >= 0.989
 
@@ -118,7 +119,7 @@ def test_parameter_paths_and_shapes():
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_initialisation_has_the_published_deviations(scan_layers):
     config = dataclasses.replace(ARCHITECTURES["small-48"], scan_layers=scan_layers)
-    params = flatten(jax.jit(lambda key: init_params(config, key))(jax.random.key(3)))
+    params = flatten(initialise(config))
     width, layers = 128, 4
     residual = (2 * layers * width) ** -0.5
     deviations = {
@@ -148,7 +149,7 @@ def test_initialisation_has_the_published_deviations(scan_layers):
 
 
 def test_logit_scale_starts_at_clips_temperature_and_is_bounded():
-    params = init_params(ARCHITECTURES["tiny"], jax.random.key(0))
+    params = initialise(ARCHITECTURES["tiny"])
     np.testing.assert_allclose(logit_scale(params), 1 / 0.07, rtol=1e-6)
     assert logit_bias(params) == 0.0
     gradient = jax.grad(lambda x, sign: sign * logit_scale({"logit_scale": x}))
@@ -162,7 +163,7 @@ def test_logit_scale_starts_at_clips_temperature_and_is_bounded():
 
 def test_logit_bias_is_a_parameter_on_request():
     config = dataclasses.replace(ARCHITECTURES["tiny"], logit_bias=True)
-    assert logit_bias(init_params(config, jax.random.key(0))) == -10.0
+    assert logit_bias(initialise(config)) == -10.0
 
 
 @pytest.mark.parametrize(
@@ -202,9 +203,8 @@ def test_bad_configs_are_refused(make, message):
 )
 def test_bad_inputs_are_refused(method, shape, dtype, hidden, message):
     config = ARCHITECTURES["tiny"]
-    apply = jax.eval_shape
     with pytest.raises(ValueError, match=message):
-        apply(
+        jax.eval_shape(
             lambda params, x: CLIP(config).apply({"params": params}, x, hidden, method=method),
             shapes_of(config),
             jax.ShapeDtypeStruct(shape, dtype),

@@ -1,13 +1,14 @@
 """Packed leaves against the same weights as float arrays."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tclip.models import ARCHITECTURES, CLIP, CLIPConfig, init_params
+from tclip.models import ARCHITECTURES, CLIP, init_params
 from tclip.models.layers import Embedding, Linear
 from tclip.quant import (
     TernaryPolicy,
@@ -94,65 +95,73 @@ def random_inputs(config, batch=3):
     return rng.normal(size=(batch, size, size, 3)).astype(np.float32), tokens
 
 
-@pytest.mark.parametrize("group", ["tensor", "channel", "block:16"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"scan_layers": True}, {"scan_layers": True, "remat": "dots"}, {"remat": "full"}],
-    ids=str,
-)
-def test_packed_model_equals_the_fake_quantised_one(options, group):
-    config: CLIPConfig = dataclasses.replace(CONFIG, **options)
-    policy = TernaryPolicy(policy="all", group=group)
-    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
-    quant = init_quant(params, policy)
-    packed = quantize_params(params, quant, policy, dtype=jnp.float32)
-    images, tokens = random_inputs(config)
+def fake_and_packed(config, policy, dtype):
+    """The same ternary weights twice, as float arrays and packed."""
 
     @jax.jit
-    def apply(params):
-        image, hidden = CLIP(config).apply(
-            {"params": params}, images, (1, 0), method="encode_image"
-        )
-        return image, CLIP(config).apply({"params": params}, tokens, method="encode_text"), hidden
+    def make(key):
+        params = init_params(config, key)
+        quant = init_quant(params, policy)
+        fake = ternarize_params(params, quant, policy)
+        return fake, quantize_params(params, quant, policy, dtype)
 
-    fake = ternarize_params(params, quant, policy)
-    leaves = jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, TernaryTensor))
-    assert sum(isinstance(leaf, TernaryTensor) for leaf in leaves) >= 4
+    return make(jax.random.key(0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs_of(config, params, images, tokens):
+    model = CLIP(config)
+    image, hidden = model.apply({"params": params}, images, (1, 0), method="encode_image")
+    return image, model.apply({"params": params}, tokens, method="encode_text"), *hidden
+
+
+@pytest.mark.parametrize(
+    ("options", "group"),
+    [
+        ({"remat": "full"}, "channel"),
+        ({"scan_layers": True}, "tensor"),
+        ({"scan_layers": True, "remat": "dots"}, "block:16"),
+    ],
+)
+def test_packed_model_equals_the_fake_quantised_one(options, group):
+    config = dataclasses.replace(CONFIG, **options)
+    fake, packed = fake_and_packed(config, TernaryPolicy(policy="all", group=group), jnp.float32)
+    ternary = [
+        leaf
+        for leaf in jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, TernaryTensor))
+        if isinstance(leaf, TernaryTensor)
+    ]
+    assert len(ternary) == 4 + 2 * 6 * (1 if config.scan_layers else 2)
+    inputs = random_inputs(config)
     for actual, expected in zip(
-        jax.tree.leaves(apply(packed)), jax.tree.leaves(apply(fake)), strict=True
+        outputs_of(config, packed, *inputs), outputs_of(config, fake, *inputs), strict=True
     ):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_packed_model_in_bfloat16_with_float16_leaves():
-    config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    policy = TernaryPolicy(policy="all")
-    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
-    quant = init_quant(params, policy)
-    packed = quantize_params(params, quant, policy)
+    low = dataclasses.replace(CONFIG, dtype="bfloat16")
+    fake, packed = fake_and_packed(CONFIG, TernaryPolicy(policy="all"), jnp.float16)
     packed = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x.astype(jnp.float16), packed)
-    inputs = random_inputs(config)
-    low = CLIP(config).apply({"params": packed}, *inputs)
-    high = CLIP(CONFIG).apply({"params": ternarize_params(params, quant, policy)}, *inputs)
-    for actual, expected in zip(low, high, strict=True):
+    inputs = random_inputs(CONFIG)
+    for actual, expected in zip(
+        outputs_of(low, packed, *inputs), outputs_of(CONFIG, fake, *inputs), strict=True
+    ):
         assert actual.dtype == jnp.bfloat16
         error = np.linalg.norm(actual.astype(np.float32) - expected) / np.linalg.norm(expected)
         assert error < 0.03
 
 
-def test_gradients_pass_through_packed_weights_to_the_float_ones():
-    policy = TernaryPolicy(policy="blocks")
-    params = jax.jit(lambda key: init_params(CONFIG, key))(jax.random.key(0))
-    quant = init_quant(params, policy)
+def test_gradients_pass_through_packed_layers():
+    fake, packed = fake_and_packed(CONFIG, TernaryPolicy(policy="blocks"), jnp.float32)
     images, _ = random_inputs(CONFIG)
-    packed = quantize_params(params, quant, policy, dtype=jnp.float32)
-    fake = ternarize_params(params, quant, policy)
 
+    @jax.jit
     def gradient(params):
         def loss(kernel):
-            changed = params | {"vision": params["vision"] | {"patch_embed": {"kernel": kernel}}}
-            out = CLIP(CONFIG).apply({"params": changed}, images, method="encode_image")
-            return jnp.mean(jnp.sin(out))
+            vision = params["vision"] | {"patch_embed": {"kernel": kernel}}
+            variables = {"params": params | {"vision": vision}}
+            return jnp.mean(jnp.sin(CLIP(CONFIG).apply(variables, images, method="encode_image")))
 
         return jax.grad(loss)(params["vision"]["patch_embed"]["kernel"])
 
