@@ -1,0 +1,306 @@
+"""Tar shards against a re-read by tarfile, and every way in which they can be wrong."""
+
+import io
+import json
+import logging
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tclip.data import BadSample, SourceConfig, decode_image, open_source
+from tclip.data.webdataset import expand, index_shard
+
+SHARED = Path(__file__).parents[3] / "shared/data"
+needs_shards = pytest.mark.skipif(
+    not (SHARED / "cifar10_train").exists(), reason=f"{SHARED}/cifar10_train is absent"
+)
+needs_benchmark = pytest.mark.skipif(
+    not (SHARED / "wds_cifar10").exists(), reason=f"{SHARED}/wds_cifar10 is absent"
+)
+
+
+def png(value):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (value % 256, 0, 0)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def write_tar(path, members, **options):
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def pairs(numbers):
+    for i in numbers:
+        yield f"{i:05}.json", b"{}"
+        yield f"{i:05}.png", png(i)
+        yield f"{i:05}.txt", f"number {i}\n\n  again {i} \n".encode()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for shard in range(3):
+        write_tar(tmp_path / f"{shard:05}.tar", pairs(range(10 * shard, 10 * shard + 10)))
+    return tmp_path
+
+
+def wds(folder, pattern="*.tar", **options):
+    cfg = SourceConfig(f"wds:{folder}/{pattern}", data_dir=str(folder / "cache"), **options)
+    return open_source(cfg)
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "{00000..00002}.tar", "0000{0,1,2}.tar"])
+def test_every_sample_in_order(folder, pattern):
+    source = wds(folder, pattern)
+    assert len(source) == 30
+    for i in (29, 0, 10, 9):
+        sample = source[i]
+        assert sample.key == f"{i // 10:05}.tar/{i:05}"
+        assert sample.image == png(i)
+        assert sample.captions == (f"number {i}", f"again {i}")
+        assert sample.label == -1
+    with pytest.raises(IndexError):
+        source[30]
+
+
+@needs_shards
+def test_real_shards_equal_a_reread_by_tarfile(tmp_path):
+    cfg = SourceConfig(f"wds:{SHARED}/cifar10_train/{{00003..00004}}.tar", data_dir=str(tmp_path))
+    source = open_source(cfg)
+    assert len(source) == 10_000
+    with tarfile.open(SHARED / "cifar10_train/00004.tar") as tar:
+        names = sorted(name for name in tar.getnames() if name.endswith(".jpg"))
+        for row in (0, 17, 4999):
+            sample = source[5000 + row]
+            assert sample.key == f"00004.tar/{names[row][:-4]}"
+            assert sample.image == tar.extractfile(names[row]).read()
+            caption = tar.extractfile(names[row][:-4] + ".txt").read().decode().strip()
+            assert sample.captions == (caption,)
+            assert decode_image(sample.image).size == (32, 32)
+
+
+@needs_benchmark
+def test_clip_benchmark_layout(tmp_path):
+    cfg = SourceConfig(f"wds:{SHARED}/wds_cifar10", split="test", data_dir=str(tmp_path))
+    source = open_source(cfg)
+    assert len(source) == 10_000
+    assert source.classnames[:2] == ("airplane", "automobile")
+    assert source.templates[0] == "a photo of a {}."
+    labels = [source[i].label for i in range(0, 10_000, 50)]
+    with tarfile.open(SHARED / "wds_cifar10/test/0.tar") as tar:
+        members = [m for m in tar.getmembers() if m.name.endswith(".cls")]
+        expected = [int(tar.extractfile(members[i]).read()) for i in range(0, 10_000, 50)]
+    assert labels == expected
+    assert source[0].captions[0] == f"a photo of a {source.classnames[labels[0]]}."
+
+
+def write_benchmark(folder, labels):
+    (folder / "test").mkdir(parents=True)
+    (folder / "test/nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("cat\nhot {dog}\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} here.\n{c}\n")
+    members = []
+    for i, label in enumerate(labels):
+        members += [(f"s{i}.cls", str(label).encode()), (f"s{i}.webp", png(i))]
+    write_tar(folder / "test/0.tar", members)
+
+
+def test_small_benchmark_folder_and_its_faults(tmp_path):
+    write_benchmark(tmp_path / "set", [1, 0, 2])
+    cfg = SourceConfig(f"wds:{tmp_path}/set", "test", str(tmp_path / "cache"))
+    source = open_source(cfg)
+    assert source[0].captions == ("a hot {dog} here.", "hot {dog}")
+    assert [source[0].label, source[1].label] == [1, 0]
+    with pytest.raises(BadSample, match="label 2 of 2 classes"):
+        source[2]
+    with pytest.raises(FileNotFoundError, match=r"splits found: test"):
+        open_source(SourceConfig(f"wds:{tmp_path}/set", "train", str(tmp_path / "cache")))
+    (tmp_path / "set/test/nshards.txt").write_text("2")
+    with pytest.raises(FileNotFoundError, match=r"1\.tar is missing"):
+        open_source(cfg)
+    (tmp_path / "set/test/nshards.txt").write_text("many")
+    with pytest.raises(ValueError, match="does not hold a number"):
+        open_source(cfg)
+
+
+def test_unpaired_and_foreign_members_are_left_out_and_counted(tmp_path, caplog):
+    members = [
+        *pairs([0]),
+        ("00001.png", png(1)),
+        ("00002.txt", b"no image"),
+        ("00003.png", png(3)),
+        ("00003.txt", b""),
+        ("sub/00004.JPG", png(4)),
+        ("sub/00004.txt", b"upper case suffix"),
+        ("00005.jpg", png(5)),
+        ("00005.cls", b"not a number"),
+        ("README", b"hello"),
+        *pairs([6]),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    with caplog.at_level(logging.WARNING, "tclip"):
+        source = wds(tmp_path)
+    assert [source[i].captions[0] for i in range(len(source))] == [
+        "number 0",
+        "upper case suffix",
+        "number 6",
+    ]
+    assert "5 samples" in caplog.text
+    (report,) = (tmp_path / "cache/index").glob("*.json")
+    assert json.loads(report.read_text())["skipped"] == 5
+
+
+def test_links_and_folders_are_never_followed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE):
+            info = tarfile.TarInfo("x.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        for name, data in (("x.txt", b"link"), ("../../y.png", png(1)), ("../../y.txt", b"up")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    source = wds(tmp_path)
+    assert [source[i].captions for i in range(len(source))] == [("up",)]
+
+
+@pytest.mark.parametrize("fmt", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_are_indexed(tmp_path, fmt):
+    key = "folder/" * 30 + "k"
+    write_tar(tmp_path / "a.tar", [(f"{key}.png", png(1)), (f"{key}.txt", b"x")], format=fmt)
+    source = wds(tmp_path)
+    assert source[0].image == png(1)
+    assert source[0].captions == ("x",)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_a_cut_shard_gives_exactly_its_whole_samples(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    write_tar(folder / "a.tar", pairs(range(4)))
+    whole = (folder / "a.tar").read_bytes()
+    with tarfile.open(folder / "a.tar") as tar:
+        ends = [m.offset_data + m.size for m in tar.getmembers() if m.name.endswith("txt")]
+    cut = data.draw(st.integers(0, ends[-1] + 511))
+    (folder / "b.tar").write_bytes(whole[:cut])
+    table, skipped, complaint = index_shard(str(folder / "b.tar"))
+    assert len(table) == sum(end <= cut for end in ends)
+    assert skipped <= 1
+    assert complaint
+    assert index_shard(str(folder / "a.tar"))[1:] == (0, "")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_shards_never_raise_or_point_outside(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damage")
+    write_tar(folder / "a.tar", pairs(range(3)))
+    content = bytearray((folder / "a.tar").read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        header = 512 * data.draw(st.integers(0, len(content) // 512 - 1))
+        content[header + data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
+    (folder / "b.tar").write_bytes(content)
+    table, _, _ = index_shard(str(folder / "b.tar"))
+    for name in ("image", "text"):
+        ends = table[f"{name}_offset"] + table[f"{name}_size"]
+        assert np.all(ends <= len(content))
+        assert np.all(table[f"{name}_offset"] >= 0)
+
+
+def test_negative_member_size_ends_the_shard(tmp_path):
+    write_tar(tmp_path / "a.tar", [*pairs([0]), ("00001.png", png(1))])
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    at = content.rindex(b"00001.png")
+    header = bytearray(content[at : at + 512])
+    header[124:136] = b"\xff" * 11 + b"\x00"  # base-256, -256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[at : at + 512] = header
+    (tmp_path / "a.tar").write_bytes(content)
+    table, _, complaint = index_shard(str(tmp_path / "a.tar"))
+    assert len(table) == 1
+    assert complaint
+
+
+def test_cut_shard_is_named_once_with_its_count(folder, caplog):
+    path = folder / "00001.tar"
+    path.write_bytes(path.read_bytes()[:9000])
+    with caplog.at_level(logging.WARNING, "tclip"):
+        source = wds(folder)
+    assert len(source) < 30
+    assert source[len(source) - 1].captions[0] == "number 29"
+    assert caplog.text.count("00001.tar") == 1
+    caplog.clear()
+    assert len(wds(folder)) == len(source)
+    assert not caplog.records
+
+
+def test_index_is_reused_until_a_shard_changes(folder, monkeypatch):
+    wds(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("tclip.data.webdataset.index_shard", lambda path: pytest.fail("indexed"))
+        assert len(wds(folder)) == 30
+    write_tar(folder / "00002.tar", pairs(range(50, 52)))
+    source = wds(folder)
+    assert len(source) == 22
+    assert source[21].captions[0] == "number 51"
+
+
+def test_damaged_index_is_made_again(folder):
+    wds(folder)
+    (index,) = (folder / "cache/index").glob("*.npy")
+    index.write_bytes(index.read_bytes()[:200])
+    assert wds(folder)[29].captions[0] == "number 29"
+
+
+def test_shard_cut_after_indexing_gives_bad_samples(folder):
+    source = wds(folder)
+    path = folder / "00000.tar"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(BadSample, match=r"00000\.tar.*cut after"):
+        source[9]
+    path.unlink()
+    with pytest.raises(BadSample, match=r"00000\.tar"):
+        source[0]
+
+
+def test_source_pickles_small_with_its_index_mapped(folder):
+    source = wds(folder)
+    expected = source[7]
+    data = pickle.dumps(source)
+    assert len(data) < 2000
+    assert pickle.loads(data)[7] == expected
+
+
+@pytest.mark.parametrize("pattern", ["none*.tar", "{00000..00003}.tar", "{3..1}.tar"])
+def test_missing_shards_are_named(folder, pattern):
+    with pytest.raises(FileNotFoundError, match="no shard matches"):
+        wds(folder, pattern)
+
+
+def test_shards_without_samples_are_an_error(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "b.tar").write_bytes(b"not a tar file at all" * 100)
+    write_tar(tmp_path / "c.tar", [])
+    with pytest.raises(ValueError, match="no usable sample in the 3 shard"):
+        wds(tmp_path)
+    with tarfile.open(tmp_path / "d.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "b.tar", "x.png")
+    with pytest.raises(ValueError, match="uncompressed tar"):
+        wds(tmp_path, "d.tar.gz")
+
+
+def test_braces_expand_like_a_shell(tmp_path):
+    for name in ("a08", "a09", "a10", "b08", "b09", "b10"):
+        (tmp_path / name).touch()
+    names = [Path(p).name for p in expand(f"{tmp_path}/{{a,b}}{{08..10}}")]
+    assert names == ["a08", "a09", "a10", "b08", "b09", "b10"]
