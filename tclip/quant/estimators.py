@@ -38,7 +38,7 @@ def optimal(w: jax.Array, group: str) -> tuple[jax.Array, jax.Array]:
         [descending[..., 1:, :], jnp.zeros_like(descending[..., :1, :])], axis=-2
     )
     counts = jnp.arange(1, descending.shape[-2] + 1, dtype=descending.dtype)[:, None]
-    gain = jnp.cumsum(descending, axis=-2) * jax.lax.rsqrt(counts)
+    gain = jnp.cumsum(descending, axis=-2) / jnp.sqrt(counts)
     # No threshold separates equal magnitudes. The optimum never asks for it; rounded sums might.
     gain = jnp.where(descending <= following, -jnp.inf, gain)
     best = jnp.argmax(gain, axis=-2, keepdims=True)

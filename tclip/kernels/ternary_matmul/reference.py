@@ -4,38 +4,35 @@ import jax
 import jax.numpy as jnp
 
 from tclip.quant.groups import expand
-from tclip.quant.packing import CODES_PER_WORD, code_at
+from tclip.quant.packing import unpack
 from tclip.quant.tensor import TernaryTensor
+
+# Of the columns of w, one part in so many is expanded to floats at a time.
+PARTS = 16
 
 
 def ternary_matmul(x: jax.Array, w: TernaryTensor) -> jax.Array:
-    """`x [..., K] @ w [K, N]`, one code position of the words at a time.
+    """`x [..., K] @ w [K, N]`, a part of the columns after the other."""
+    columns = w.words.shape[-1]
+    width = -(-columns // PARTS)
 
-    Position i of the words holds rows i, 16 + i, 32 + i, ...; the product is the sum over i of
-    those columns of x times those rows of w, so that only a sixteenth of w is ever expanded.
-    """
-    words, columns = w.words.shape
-    padding = [(0, 0)] * (x.ndim - 1) + [(0, words * CODES_PER_WORD - w.rows)]
-    x_by_position = jnp.moveaxis(
-        jnp.pad(x, padding).reshape(*x.shape[:-1], words, CODES_PER_WORD), -1, 0
+    def parts(values: jax.Array) -> jax.Array:
+        """[rows, N] -> [PARTS, rows, width], the last columns padded with zeros."""
+        values = jnp.pad(values, [(0, 0), (0, PARTS * width - columns)])
+        return jnp.moveaxis(values.reshape(-1, PARTS, width), 1, 0)
+
+    def multiply(words: jax.Array, scale: jax.Array) -> jax.Array:
+        codes = unpack(words, w.rows)
+        if scale.shape[0] == 1:
+            product = jnp.matmul(x, codes.astype(x.dtype), preferred_element_type=jnp.float32)
+            return (product * scale[0]).astype(x.dtype)
+        # Several scales along the sum have to go into the weights, and those into float32.
+        weights = codes * expand(scale, codes.shape)
+        return jnp.matmul(x.astype(jnp.float32), weights).astype(x.dtype)
+
+    groups = w.scale.shape[0] if w.scale.ndim else 1
+    scale = jnp.broadcast_to(
+        expand(w.scale.astype(jnp.float32), (groups, columns)), (groups, columns)
     )
-    blocks = w.scale.shape[0] if w.scale.ndim else 1
-    scale = expand(w.scale.astype(jnp.float32), (blocks, columns))
-
-    def add_position(total, position_and_x):
-        position, x_part = position_and_x
-        w_part = code_at(w.words, position)
-        if blocks > 1:
-            # Several scales along the sum: they go into the weights, and those into float32.
-            row = position + CODES_PER_WORD * jnp.arange(words)
-            w_part = w_part * jnp.take(scale, row // (w.rows // blocks), axis=0, mode="clip")
-            x_part = x_part.astype(jnp.float32)
-        product = jnp.matmul(
-            x_part, w_part.astype(x_part.dtype), preferred_element_type=jnp.float32
-        )
-        return total + product, None
-
-    zero = jnp.zeros((*x.shape[:-1], columns), jnp.float32)
-    positions = jnp.arange(CODES_PER_WORD, dtype=jnp.int32)
-    total, _ = jax.lax.scan(add_position, zero, (positions, x_by_position))
-    return (total if blocks > 1 else total * jnp.squeeze(scale)).astype(x.dtype)
+    y_parts = jax.lax.map(lambda part: multiply(*part), (parts(w.words), parts(scale)))
+    return jnp.moveaxis(y_parts, 0, -2).reshape(*x.shape[:-1], PARTS * width)[..., :columns]
