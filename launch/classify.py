@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             (embedding_D,) = model.encode_image([Path(image)])
         except (ValueError, OSError) as error:
-            print(f"{image}: {error}", file=sys.stderr)
+            print(f"classify: error: {error}", file=sys.stderr)
             failed = True
             continue
         probabilities_C = _softmax(model.logit_scale * labels_CxD @ embedding_D)

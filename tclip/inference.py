@@ -14,6 +14,7 @@ from PIL import Image
 
 from tclip.checkpoint import load_trained
 from tclip.data import (
+    BadSample,
     PreprocessConfig,
     Tokenizer,
     decode_image,
@@ -109,9 +110,13 @@ class Model:
             known = image.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
             (image if known else image.convert("RGB")).save(buffer, "PNG")
             image = buffer.getvalue()
-        elif not isinstance(image, bytes):
-            image = Path(image).read_bytes()
-        return preprocess(decode_image(image), self.preprocess)
+        name = "an image"
+        if isinstance(image, str | Path):
+            name, image = image, Path(image).read_bytes()
+        try:
+            return preprocess(decode_image(image), self.preprocess)
+        except BadSample as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def load(path: str | Path) -> Model:

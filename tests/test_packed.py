@@ -149,7 +149,7 @@ def test_values_beyond_float16_are_refused_by_name(tmp_path):
         save(tmp_path / "packed", params, float_dtype="float16")
     save(tmp_path / "packed", params, float_dtype="float32")
     params["text"]["ln_final"]["bias"] = params["text"]["ln_final"]["bias"].at[3].set(np.nan)
-    with pytest.raises(ValueError, match="text/ln_final/bias: float32 cannot hold .* nan"):
+    with pytest.raises(ValueError, match=r"text/ln_final/bias: float32 cannot hold .* nan"):
         save(tmp_path / "packed", params, float_dtype="float32")
 
 
@@ -272,7 +272,9 @@ def test_sizes_are_what_counting_gives(folder):
     fake = flatten_dict(tiny.fake_quant_model().params, sep="/")
     ternary = [np.asarray(fake[path]) for path in ternary_paths(tiny.params(), tiny.POLICY)]
     weights = sum(leaf.size for leaf in ternary)
-    bits = sum(32 * -(-leaf.shape[0] // 16) * leaf.shape[1] + 32 * leaf.shape[1] for leaf in ternary)
+    bits = sum(
+        32 * -(-leaf.shape[0] // 16) * leaf.shape[1] + 32 * leaf.shape[1] for leaf in ternary
+    )
     total = sum(np.asarray(leaf).size for leaf in fake.values())
     assert summary["parameters"] == total
     assert summary["compression_ratio"] == 4 * total / size

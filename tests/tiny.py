@@ -1,4 +1,4 @@
-"""A tiny CLIP with random weights, its workdir and data in memory, for the tests of what uses them."""
+"""A tiny CLIP with random weights, its workdir, and data in memory, for the tests that need one."""
 
 import dataclasses
 import functools

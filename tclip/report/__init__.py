@@ -42,7 +42,6 @@ def make_report(
             name: (results[name]["size_bytes"], results[name]["zeroshot_top1"])
             for name in plots.NAMES
         },
-        results["post_training"]["zeroshot_top1_by_estimator"],
     )
     runs = {"teacher": read_metrics(teacher), "student": read_metrics(student)}
     plots.training_curves(
@@ -61,7 +60,9 @@ def make_report(
     rows = pictures.retrieved(inference.load(packed), data)
     if rows:
         plots.retrieval_grid(out / "retrieval.png", rows)
-        files["retrieval.png"] = "Best images of the packed student for captions of the data"
+        files["retrieval.png"] = (
+            "Best images of the packed student; those that carry the caption are framed"
+        )
     pictures.write_examples(out / "examples", data.source)
     policy = experiment.quant.policy
     where = f"{data.source.name}, split {split}"

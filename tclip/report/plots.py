@@ -45,39 +45,34 @@ STYLE = {
 }
 
 
-def accuracy_against_size(
-    path: Path, points: Mapping[str, tuple[int, float]], estimators: Mapping[str, float]
-) -> None:
+def accuracy_against_size(path: Path, points: Mapping[str, tuple[int, float]]) -> None:
     """Zero-shot top-1 over bytes.
 
     Args:
       path: the PNG to write.
       points: bytes and top-1 of "teacher", "post_training" and "student".
-      estimators: top-1 of the post-training result of every estimator.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.4, 3.8))
-        others = [top1 for top1 in estimators.values() if top1 != points["post_training"][1]]
-        size = points["post_training"][0]
-        axes.plot(
-            [size] * len(others), others, "o", color=COLOURS["post_training"], alpha=0.35, ms=6
-        )
+        student_above = points["student"][1] >= points["post_training"][1]
         for name, (size, top1) in points.items():
             axes.plot(size, top1, "o", color=COLOURS[name], ms=11)
-            left = name == "teacher"
+            # The two ternary models have one size: their labels lean away from each other.
+            upward = student_above == (name == "student")
             axes.annotate(
                 f"{NAMES[name]}\n{top1:.1%}, {size / 1e6:.2f} MB",
                 (size, top1),
-                xytext=(-12 if left else 12, 0),
+                xytext=(-12, 0) if name == "teacher" else (12, 4 if upward else -4),
                 textcoords="offset points",
-                ha="right" if left else "left",
-                va="center",
+                ha="right" if name == "teacher" else "left",
+                va="center" if name == "teacher" else "bottom" if upward else "top",
                 color=COLOURS[name],
             )
         sizes = [size for size, _ in points.values()]
         axes.set_xscale("log")
         axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
-        axes.set_ylim(0, 1.05)
+        axes.set_ylim(0, 1.1)
+        axes.set_yticks(np.linspace(0, 1, 6))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1e6:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -103,7 +98,7 @@ def training_curves(
         for name, (steps, values) in losses.items():
             left.plot(steps, values, color=COLOURS[name], lw=1.6, label=NAMES[name])
         for name, (steps, values) in accuracies.items():
-            right.plot(steps, values, "o-", color=COLOURS[name], lw=1.6, ms=3.5, label=NAMES[name])
+            right.plot(steps, values, "o-", color=COLOURS[name], lw=1.6, ms=3.5)
         left.set_title("Training loss (each run its own sum of terms)")
         right.set_title("Zero-shot top-1 during training")
         right.set_ylim(0, 1)
@@ -114,7 +109,6 @@ def training_curves(
             axes.set_xlim(left=0)
         left.set_ylim(bottom=0)
         left.legend(loc="upper right")
-        right.legend(loc="lower right")
         _save(figure, path)
 
 
