@@ -1,8 +1,9 @@
 """`shapes`: rendered scenes with compositional captions, as a TFDS builder without TensorFlow.
 
 A scene holds one to three objects of one kind (a colour and a shape), or one object of each of two
-kinds in a spatial relation. Every scene is a function of (split, index) alone. The kinds in
-`UNSEEN` occur in the split `test_unseen` and nowhere else.
+kinds in a spatial relation; they stand in different cells of a grid of three by three. Every scene
+is a function of (split, index) alone. The kinds in `UNSEEN` occur in the split `test_unseen` and
+nowhere else.
 """
 
 import colorsys
@@ -10,30 +11,28 @@ import dataclasses
 import functools
 import io
 import itertools
-import math
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 # Prepared copies are found by this version: raise it whenever a scene would come out differently.
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 # Difficulty. Pixels are those of the final image, hue is a fraction of the colour circle, and
 # brightness and noise are in grey levels (0..255).
 IMAGE_SIZE = 48
-SMALL_RADIUS = (4.5, 6.0)
-LARGE_RADIUS = (8.5, 11.0)
-ROTATION = 0.25  # radians, either way
-HUE_SIGMA = 0.016
-SATURATION_RANGE = (0.6, 1.0)
-VALUE_RANGE = (0.65, 1.0)
+CELL = 16
+JITTER = 1.5  # of an object about the centre of its cell, along each axis
+SMALL_RADIUS = (4.5, 5.5)
+LARGE_RADIUS = (7.0, 8.0)
+ROTATION = 0.15  # radians, either way
+HUE_SIGMA = 0.010
+SATURATION_RANGE = (0.75, 1.0)
+VALUE_RANGE = (0.8, 1.0)
 BACKGROUND_SIGMA = 14.0
-NOISE_SIGMA = 14.0
-CLUTTER_STROKES = 5
-OVERLAP = 0.2  # of the sum of two radii
-BAR_PROBABILITY = 0.35
-BAR_WIDTH = 4
+NOISE_SIGMA = 8.0
+CLUTTER_STROKES = 2
 RELATION_PROBABILITY = 0.4
 
 HUES = {
@@ -57,12 +56,8 @@ FRAMES = (
     "{} in a picture",
     "there we see {}",
 )
-# Zero-shot prompts; a scene of one kind can hold several objects, small or large.
-TEMPLATES = tuple(
-    template.format(size=size)
-    for template in ("a {size} {{}}", "two {size} {{}}s", "three {size} {{}}s")
-    for size in ("small", "large")
-)
+# Zero-shot prompts: the captions that name a kind and neither its size nor its number.
+TEMPLATES = tuple(frame.format(phrase) for frame in ("{}", *FRAMES) for phrase in ("a {}", "{}s"))
 
 KINDS = tuple((colour, shape) for colour in HUES for shape in SHAPES)
 # One kind of every colour and of every shape, so that each word is known from other pairs.
@@ -124,11 +119,14 @@ def sample_scene(rng: np.random.Generator, kinds: tuple[tuple[str, str], ...]) -
         said = retold = _phrase(count, size, kind)
         label = KINDS.index(kind)
     captions = (said, frame.format(retold), f"{said} on a {background} background")
+    if label >= 0:
+        templates = [t for t in TEMPLATES if ("{}s" in t) == (count > 1)]
+        captions = (*captions, _choice(rng, templates).format(" ".join(kind)))
     return Scene(things, background, captions, label)
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draws a scene, with its clutter, bar and noise taken from `rng`, as an RGB image."""
+    """Draws a scene, with its clutter and noise taken from `rng`, as an RGB image."""
     size = IMAGE_SIZE
     tone = BACKGROUNDS[scene.background]
     coarse = np.clip(tone + rng.normal(0, BACKGROUND_SIGMA, (4, 4, 3)), 0, 255).astype(np.uint8)
@@ -141,11 +139,6 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     for thing in scene.things:
         mask, corner = _mask(thing)
         image.paste(_colour(rng, thing.kind[0]), corner, mask)
-    if rng.random() < BAR_PROBABILITY:
-        at = float(rng.uniform(0, size))
-        slant = float(rng.uniform(-size / 2, size / 2))
-        upright, level = (at - slant, 0, at + slant, size), (0, at, size, at + slant)
-        draw.line(upright if rng.random() < 0.5 else level, fill=(int(tone),) * 3, width=BAR_WIDTH)
     noisy = np.asarray(image) + rng.normal(0, NOISE_SIGMA, (size, size, 3))
     return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
@@ -160,36 +153,32 @@ def _phrase(count: int, size: str, kind: tuple[str, str]) -> str:
 
 
 def _place(rng, kinds, sizes, relation: str | None) -> tuple[Thing, ...]:
-    """Finds places by trial that overlap little and stand in the relation (second as origin)."""
+    """Puts every object into a cell of its own; the second is the origin of the relation."""
+    cells = _choice(rng, _arrangements(len(kinds), relation))
     ranges = {"small": SMALL_RADIUS, "large": LARGE_RADIUS}
-    radii = np.array([rng.uniform(*ranges[size]) for size in sizes])
-    angles = rng.uniform(-ROTATION, ROTATION, len(radii))
-    for trial in range(1, 10_000):
-        if trial % 100 == 0:
-            radii *= 0.95  # too crowded for these radii
-        centres = rng.uniform(radii[:, None], IMAGE_SIZE - radii[:, None], (len(radii), 2))
-        if _apart(centres, radii) and (relation is None or _holds(relation, centres)):
-            break
-    return tuple(
-        Thing(kind, float(x), float(y), float(radius), float(angle))
-        for kind, (x, y), radius, angle in zip(kinds, centres, radii, angles, strict=True)
-    )
+    things = []
+    for kind, size, cell in zip(kinds, sizes, cells, strict=True):
+        x, y = (CELL * (place + 0.5) + rng.uniform(-JITTER, JITTER) for place in cell)
+        radius = rng.uniform(*ranges[size])
+        things.append(Thing(kind, x, y, radius, rng.uniform(-ROTATION, ROTATION)))
+    return tuple(things)
 
 
-def _apart(centres, radii) -> bool:
-    things = zip(centres.tolist(), radii.tolist(), strict=True)
-    return all(
-        math.dist(p, q) >= (1 - OVERLAP) * (r + s)
-        for (p, r), (q, s) in itertools.combinations(things, 2)
-    )
+@functools.cache
+def _arrangements(count: int, relation: str | None) -> list[tuple[tuple[int, int], ...]]:
+    """The ways to give `count` objects different cells (column, row) in the relation."""
+    cells = itertools.product(range(3), repeat=2)
+    ways = itertools.permutations(cells, count)
+    return [way for way in ways if relation is None or _holds(relation, *way)]
 
 
-def _holds(relation: str, centres) -> bool:
-    dx, dy = centres[1] - centres[0]
+def _holds(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether the relation is the clear one, farther along its axis than across."""
+    dx, dy = second[0] - first[0], second[1] - first[1]
     along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     if relation in ("right of", "below"):
         along = -along
-    return along > abs(across) + 4
+    return along > abs(across)
 
 
 def _colour(rng, name: str) -> tuple[int, int, int]:

@@ -119,13 +119,13 @@ ARCHITECTURES: dict[str, CLIPConfig] = {
     ),
     "small-48": CLIPConfig(
         embed_dim=128,
-        vision=VisionConfig(48, 8, 128, 4, 4, 512),
-        text=TextConfig(32, 1024, 128, 4, 4, 512, 1023),
+        vision=VisionConfig(48, 16, 128, 4, 4, 512),
+        text=TextConfig(20, 1024, 128, 2, 4, 512, 1023),
     ),
     "small-32": CLIPConfig(
         embed_dim=128,
-        vision=VisionConfig(32, 4, 192, 6, 6, 768),
-        text=TextConfig(24, 1024, 128, 4, 4, 512, 1023),
+        vision=VisionConfig(32, 4, 128, 4, 4, 512),
+        text=TextConfig(16, 1024, 128, 2, 4, 512, 1023),
     ),
     "tiny": CLIPConfig(
         embed_dim=32,

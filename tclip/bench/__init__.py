@@ -1,0 +1,1 @@
+"""Benchmarks, run by `python -m launch.bench NAME`; each prints a table and returns its figures."""
