@@ -21,7 +21,7 @@ def pack(codes: jax.Array) -> jax.Array:
         raise ValueError(
             f"pack takes int8 codes [..., rows, columns], got {codes.dtype}{list(codes.shape)}"
         )
-    if not isinstance(codes, jax.core.Tracer) and jnp.any(jnp.abs(codes) > 1):
+    if not isinstance(codes, jax.core.Tracer) and jnp.any((codes < -1) | (codes > 1)):
         raise ValueError("pack takes codes in {-1, 0, 1}, got others")
     *layers, rows, columns = codes.shape
     words = -(-rows // CODES_PER_WORD)
