@@ -127,10 +127,10 @@ def _check(config: ConfigDict, overrides: Mapping[str, Any], number: int) -> Non
         *groups, last = key.split(".")
         group = values
         for name in groups:
-            group = group.get(name) if isinstance(group, dict) else None
-        if not isinstance(group, dict) or last not in group:
-            raise ValueError(f"sweep point {number}: unknown key {key!r}")
-        if isinstance(group[last], dict):
+            group = group.get(name)
+            if not isinstance(group, dict):
+                raise ValueError(f"sweep point {number}: {key!r}: unknown key")
+        if isinstance(group.get(last), dict):
             raise ValueError(f"sweep point {number}: {key!r} is a group of keys, not a value")
         group[last] = value
     try:

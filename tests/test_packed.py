@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_layers_under_scan_and_blocks_of_inputs_survive(tmp_path):
     params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
     policy = TernaryPolicy(policy="blocks", group="block:16")
     quant = init_quant(params, policy)
-    packed = quantize_params(params, quant, policy, dtype=np.float32)
+    packed = jax.jit(functools.partial(quantize_params, policy=policy))(params, quant)
     loaded = Model(*load_packed(save(tmp_path / "packed", packed, config)))
     fake = Model(config, ternarize_params(params, quant, policy), loaded.tokenizer, tiny.PREPROCESS)
     np.testing.assert_allclose(loaded.encode_text(["one"]), fake.encode_text(["one"]), atol=1e-5)
@@ -256,7 +257,8 @@ def test_codes_beyond_the_rows_are_refused(tmp_path):
     config = dataclasses.replace(tiny.config(), vision=vision)
     params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
     policy = TernaryPolicy(policy="ffn")
-    packed = quantize_params(params, init_quant(params, policy), policy)
+    pack = jax.jit(lambda params: quantize_params(params, init_quant(params, policy), policy))
+    packed = pack(params)
     folder = save(tmp_path / "packed", packed, config)
     load_packed(folder)
     edit_tensors(folder, lambda t: t[f"{KERNEL}/words"].__setitem__((1, 5), 1 << 16))

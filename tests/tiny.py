@@ -48,12 +48,13 @@ def params(seed: int = 0) -> dict:
 
 @functools.cache
 def quant() -> dict:
-    return init_quant(params(), POLICY)
+    return jax.jit(functools.partial(init_quant, policy=POLICY))(params())
 
 
 @functools.cache
 def packed_params() -> dict:
-    return quantize_params(params(), quant(), POLICY, dtype=np.float32)
+    pack = functools.partial(quantize_params, policy=POLICY, dtype=np.float32)
+    return jax.jit(pack)(params(), quant())
 
 
 @functools.cache
@@ -63,7 +64,7 @@ def float_model() -> Model:
 
 @functools.cache
 def fake_quant_model() -> Model:
-    weights = ternarize_params(params(), quant(), POLICY)
+    weights = jax.jit(functools.partial(ternarize_params, policy=POLICY))(params(), quant())
     return Model(config(), weights, tokenizer(), PREPROCESS)
 
 

@@ -55,6 +55,7 @@ def dataset(tmp_path):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "data/test/nshards.txt").write_text("1")
     (tmp_path / "data/classnames.txt").write_text("\n".join(source.classnames))
     templates = "\n".join(template.replace("{}", "{c}") for template in source.templates)
     (tmp_path / "data/zeroshot_classification_templates.txt").write_text(templates)
