@@ -24,23 +24,26 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     config = default_config()
     config.model = to_dict(architecture("small-48"))
     config.preprocess.image_size = 48
-    # Flips would turn "left of" into "right of", tight crops would cut objects off.
-    config.preprocess.train_scale = (0.8, 1.0)
+    # Flips would turn "left of" into "right of", and crops would move objects out of their cells.
+    config.preprocess.train_scale = (1.0, 1.0)
+    config.preprocess.train_ratio = (1.0, 1.0)
     config.train_data.source = "shapes"
     config.tokenizer.vocab_size = 1024
     config.eval.data.source = "shapes"
+    config.eval.batch_size = 500
     config.train.batch_size = 128
-    config.train.steps = 1000
+    config.train.steps = 1600
+    config.train.eval_every = 400
+    config.train.checkpoint_every = 400
     config.optim.lr = 1e-3
-    config.optim.warmup_steps = 100
+    config.optim.warmup_steps = 50
     if arg == "student":
         config.teacher.path = "runs/teacher"
         config.quant.policy = "all"
         config.loss.similarity_weight = 1.0
         config.loss.embedding_weight = 1.0
-        config.train.steps = 600
+        config.train.steps = 800
         config.optim.lr = 5e-4
-        config.optim.warmup_steps = 50
     return config
 
 
