@@ -20,7 +20,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     Args:
       cls: a dataclass whose fields are annotated with bool, int, float, str, tuples of them, other
         dataclasses, or unions of those with None.
-      values: nested mapping, as of JSON or `ConfigDict.to_dict()`; absent keys take the field's default.
+      values: nested mapping, as of JSON or `ConfigDict.to_dict()`; absent keys take the field's
+        default.
       where: dotted prefix of the keys, for messages.
 
     Raises:
