@@ -22,7 +22,6 @@ from tclip.models import (
 )
 from tclip.quant import TernaryPolicy, ternary_paths
 
-
 CONFIG = CLIPConfig(
     embed_dim=96,
     vision=VisionConfig(image_size=48, patch_size=8, width=128, layers=4, heads=4, mlp_dim=512),

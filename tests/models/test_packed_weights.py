@@ -95,15 +95,18 @@ def random_inputs(config, batch=3):
     return rng.normal(size=(batch, size, size, 3)).astype(np.float32), tokens
 
 
-def fake_and_packed(config, policy, dtype):
+@functools.cache
+def fake_and_packed(scan_layers, group):
     """The same ternary weights twice, as float arrays and packed."""
+    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
+    policy = TernaryPolicy(policy="all", group=group)
 
     @jax.jit
     def make(key):
         params = init_params(config, key)
         quant = init_quant(params, policy)
         fake = ternarize_params(params, quant, policy)
-        return fake, quantize_params(params, quant, policy, dtype)
+        return fake, quantize_params(params, quant, policy, dtype=jnp.float32)
 
     return make(jax.random.key(0))
 
@@ -125,7 +128,7 @@ def outputs_of(config, params, images, tokens):
 )
 def test_packed_model_equals_the_fake_quantised_one(options, group):
     config = dataclasses.replace(CONFIG, **options)
-    fake, packed = fake_and_packed(config, TernaryPolicy(policy="all", group=group), jnp.float32)
+    fake, packed = fake_and_packed(config.scan_layers, group)
     ternary = [
         leaf
         for leaf in jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, TernaryTensor))
@@ -141,7 +144,7 @@ def test_packed_model_equals_the_fake_quantised_one(options, group):
 
 def test_packed_model_in_bfloat16_with_float16_leaves():
     low = dataclasses.replace(CONFIG, dtype="bfloat16")
-    fake, packed = fake_and_packed(CONFIG, TernaryPolicy(policy="all"), jnp.float16)
+    fake, packed = fake_and_packed(False, "channel")
     packed = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x.astype(jnp.float16), packed)
     inputs = random_inputs(CONFIG)
     for actual, expected in zip(
@@ -153,16 +156,16 @@ def test_packed_model_in_bfloat16_with_float16_leaves():
 
 
 def test_gradients_pass_through_packed_layers():
-    fake, packed = fake_and_packed(CONFIG, TernaryPolicy(policy="blocks"), jnp.float32)
+    fake, packed = fake_and_packed(False, "channel")
     images, _ = random_inputs(CONFIG)
 
     @jax.jit
     def gradient(params):
-        def loss(kernel):
-            vision = params["vision"] | {"patch_embed": {"kernel": kernel}}
+        def loss(embedding):
+            vision = params["vision"] | {"class_embedding": embedding}
             variables = {"params": params | {"vision": vision}}
             return jnp.mean(jnp.sin(CLIP(CONFIG).apply(variables, images, method="encode_image")))
 
-        return jax.grad(loss)(params["vision"]["patch_embed"]["kernel"])
+        return jax.grad(loss)(params["vision"]["class_embedding"])
 
     np.testing.assert_allclose(gradient(packed), gradient(fake), rtol=1e-3, atol=1e-6)
