@@ -41,6 +41,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor_config.json"
+FLOAT_DTYPES = ("float16", "float32")
 CODES_PER_WORD = 16
 
 
@@ -69,8 +70,8 @@ def save_packed(
       OSError: the folder cannot be written, for instance because the disk is full.
     """
     path = Path(path)
-    if float_dtype not in ("float16", "float32"):
-        raise ValueError(f"float_dtype: expected 'float16' or 'float32', got {float_dtype!r}")
+    if float_dtype not in FLOAT_DTYPES:
+        raise ValueError(f"float_dtype: expected one of {FLOAT_DTYPES}, got {float_dtype!r}")
     if path.exists() and not is_packed(path):
         raise FileExistsError(f"{path} exists and is no packed model; choose another folder")
     tensors, ternary = {}, {}
@@ -140,7 +141,7 @@ def is_packed(path: str | Path) -> bool:
     """Whether `path` is a folder whose config.json says that it is a packed model."""
     try:
         description = json.loads((Path(path) / CONFIG).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(description, dict) and description.get("model_type") == MODEL_TYPE
 
@@ -210,7 +211,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     file = path / CONFIG
     try:
         description = json.loads(_read(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: no valid JSON: {error}") from None
     if not isinstance(description, dict) or description.get("model_type") != MODEL_TYPE:
         raise ValueError(f"{file}: model_type is not {MODEL_TYPE!r}")
@@ -221,6 +222,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(description.get(key), kind):
             raise ValueError(f"{file}: {key} is missing or of the wrong type")
+    if description["float_dtype"] not in FLOAT_DTYPES:
+        raise ValueError(f"{file}: float_dtype is none of {FLOAT_DTYPES}")
     return description
 
 
@@ -233,7 +236,10 @@ def _params_from(
 ) -> dict[str, Any]:
     if max(config.vision.layers, config.text.layers) > len(tensors) and not config.scan_layers:
         raise ValueError(f"{file}: too few tensors for the layers that {CONFIG} names")
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    try:
+        shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    except OverflowError:
+        raise ValueError(f"{file.parent / CONFIG}: no model is of these sizes") from None
     shapes = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
     expected = {}
     for name, shape in shapes.items():

@@ -199,6 +199,8 @@ def test_a_changed_byte_is_noticed(folder, name):
         ({"ternary": {KERNEL: {"shape": [3, 4], "scale_shape": [1, 1]}}}, KERNEL),
         ({"ternary": {KERNEL: {"shape": [32, 64], "scale_shape": [0, 64]}}}, KERNEL),
         ({"ternary": {KERNEL: None}}, KERNEL),
+        ({"model": {"text": {"vocab_size": 10**30, "eot_token_id": 3}}}, "no model is of these"),
+        ({"float_dtype": "object"}, "float_dtype is none of"),
         ({"sha256": {}}, "content differs"),
     ],
 )
@@ -208,10 +210,11 @@ def test_a_changed_config_is_one_clear_error(folder, changes, message):
         load_packed(folder)
 
 
-def test_a_config_that_is_no_json_is_named(folder):
-    (folder / "config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[" * 10**6, "\x00", '"tclip"'])
+def test_a_config_that_is_no_json_object_is_named(folder, text):
+    (folder / "config.json").write_text(text)
     assert not is_packed(folder)
-    with pytest.raises(ValueError, match=r"config.json: no valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json: (no valid JSON|model_type)"):
         load_packed(folder)
 
 

@@ -14,7 +14,7 @@ from tclip.evals import embed_images, evaluate, zeroshot_classification
 from tclip.experiment import EvalConfig
 from tclip.export import export_packed
 from tclip.inference import Model
-from tclip.packed import folder_bytes, size_summary
+from tclip.packed import folder_bytes, is_packed, size_summary
 from tclip.quant import ESTIMATORS, TernaryPolicy
 
 SHARED = ("zeroshot_top1", "retrieval_i2t_r1", "retrieval_t2i_r1", "size_bytes")
@@ -73,6 +73,8 @@ def collect(
       size_bytes; the student with `size_summary`; post_training with the estimator that did best
       and zeroshot_top1_by_estimator.
     """
+    if not is_packed(packed):
+        raise ValueError(f"{packed} is no packed model; make it with launch.export")
     float_model, packed_model = inference.load(teacher), inference.load(packed)
     sizes = size_summary(packed_model.params, folder_bytes(packed))
     results = {
