@@ -3,11 +3,15 @@
 import dataclasses
 import fcntl
 import functools
+import logging
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from tclip.data.source import BadSample, Sample, SourceConfig, data_dir, fill
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +170,8 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
 
 def _prepare(builder, root: Path) -> None:
     """Prepares a data set once, however many processes ask for it at the same time."""
+    import tensorflow_datasets as tfds
+
     if builder.is_prepared():
         return
     root.mkdir(parents=True, exist_ok=True)
@@ -173,6 +179,9 @@ def _prepare(builder, root: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # A process that waited for the lock finds the work done.
         if not Path(builder.data_dir, "dataset_info.json").exists():
+            log.info("preparing %s in %s", builder.info.full_name, builder.data_dir)
+            if not sys.stderr.isatty():
+                tfds.disable_progress_bar()
             builder.download_and_prepare()
 
 
