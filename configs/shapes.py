@@ -32,9 +32,9 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     config.eval.data.source = "shapes"
     config.eval.batch_size = 500
     config.train.batch_size = 128
-    config.train.steps = 1600
-    config.train.eval_every = 400
-    config.train.checkpoint_every = 400
+    config.train.steps = 1400
+    config.train.eval_every = 350
+    config.train.checkpoint_every = 350
     config.optim.lr = 1e-3
     config.optim.warmup_steps = 50
     if arg == "student":
@@ -42,7 +42,7 @@ def get_config(arg: str = "teacher") -> ConfigDict:
         config.quant.policy = "all"
         config.loss.similarity_weight = 1.0
         config.loss.embedding_weight = 1.0
-        config.train.steps = 800
+        config.train.steps = 700
         config.optim.lr = 5e-4
     return config
 

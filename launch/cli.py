@@ -1,9 +1,11 @@
 """What the entry points share: errors that a user can mend are one line, not a traceback."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 
@@ -16,6 +18,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries are talkative
+        # Compiled programs are kept: what is resumed or repeated starts at once.
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
         try:
             return main(argv)
         except (ValueError, OSError, FloatingPointError) as error:

@@ -25,4 +25,4 @@ python -m launch.report --teacher="$out/teacher" --student="$out/student" \
 
 step "zero-shot answer of the packed model"
 python -m launch.classify --model="$out/packed" "$out"/examples/*.png \
-  --labels="a red circle,a blue square,a green star,a yellow triangle"
+  --labels="$(cat "$out/examples/labels.txt")"

@@ -4,12 +4,9 @@ Single keys are overridden as --config.optim.lr=3e-4. The same command continues
 """
 
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import absl.logging
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -28,9 +25,6 @@ def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
     log_progress()
-    # Compiled programs are kept: a run that is resumed or repeated starts at once.
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
     train(experiment_from_config(_CONFIG.value), _WORKDIR.value)
 
 

@@ -77,7 +77,8 @@ class TfdsSource:
 def open_shapes(cfg: SourceConfig, config_name: str) -> TfdsSource:
     """Opens a split of `shapes`, rendering the data set first if this version is not there.
 
-    The classes of the split "test_unseen" are the unseen pairs, those of the others the seen ones.
+    The classes are the seen pairs; in the split "test_unseen" they are all pairs, so that an unseen
+    one has to be told from those that training showed.
 
     Raises:
       ValueError: an unknown size or split.
@@ -91,7 +92,7 @@ def open_shapes(cfg: SourceConfig, config_name: str) -> TfdsSource:
     root = data_dir(cfg)
     builder = shapes.Shapes(config=config_name, data_dir=root, file_format="array_record")
     _prepare(builder, root)
-    kinds = shapes.UNSEEN if cfg.split == "test_unseen" else shapes.SEEN
+    kinds = shapes.KINDS if cfg.split == "test_unseen" else shapes.SEEN
     return TfdsSource(
         name=cfg.source,
         folder=str(builder.data_dir),

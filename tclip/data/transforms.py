@@ -59,14 +59,16 @@ def decode_image(data: bytes) -> Image.Image:
     Raises:
       BadSample: undecodable, truncated, of another format than `FORMATS`, or over MAX_PIXELS.
     """
+    file = io.BytesIO(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             width, height = image.size
             if width * height <= MAX_PIXELS:
                 return _to_rgb(ImageOps.exif_transpose(image))
     # Decoders raise nearly anything on hostile input: OSError, ValueError, SyntaxError...
     except Exception as error:
-        raise BadSample(f"undecodable image ({type(error).__name__}: {error})") from None
+        reason = str(error).replace(f" {file!r}", "")  # Pillow names the buffer, which says nothing
+        raise BadSample(f"undecodable image ({type(error).__name__}: {reason})") from None
     raise BadSample(f"image of {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
 
 
