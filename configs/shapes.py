@@ -1,8 +1,8 @@
 """Rendered shapes: a float teacher, and a ternary student of the same architecture.
 
-    python -m launch.train --config=configs/shapes.py:teacher --workdir=runs/teacher
-    python -m launch.train --config=configs/shapes.py:student --workdir=runs/student \\
-        --config.teacher.path=runs/teacher
+    python -m launch.train --config=configs/shapes.py:teacher --workdir=runs/quickstart/teacher
+    python -m launch.train --config=configs/shapes.py:student --workdir=runs/quickstart/student \\
+        --config.teacher.path=runs/quickstart/teacher
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     config.optim.lr = 1e-3
     config.optim.warmup_steps = 50
     if arg == "student":
-        config.teacher.path = "runs/teacher"
+        config.teacher.path = "runs/quickstart/teacher"
         config.quant.policy = "all"
         config.loss.similarity_weight = 1.0
         config.loss.embedding_weight = 1.0

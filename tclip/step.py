@@ -137,7 +137,7 @@ def make_train_step(
             skipped=skipped,
         )
         return new_state, metrics | {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state.step),
             "skipped": skipped,
         }

@@ -1,0 +1,114 @@
+"""The step over eight devices does what the step on one device does, and an eighth of the work."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tclip.experiment import Experiment, TeacherConfig
+from tclip.losses import LossConfig
+from tclip.optim import OptimConfig, learning_rate, make_optimizer
+from tclip.sharding import MeshConfig, batch_sharding, make_mesh, tree_shardings
+from tclip.state import create_state
+from tclip.step import make_train_step
+
+BATCH = 32
+
+
+def make_experiment(accumulate: int) -> Experiment:
+    return Experiment(
+        model=tiny.config(),
+        preprocess=tiny.PREPROCESS,
+        quant=dataclasses.replace(tiny.POLICY, estimator="twn"),
+        teacher=TeacherConfig(path="given as an argument"),
+        loss=LossConfig(
+            similarity_weight=1, embedding_weight=1, hidden_weight=1, hidden_layers=((0, 1),)
+        ),
+        optim=OptimConfig(warmup_steps=2, accumulate=accumulate, ema_decay=0.9),
+    )
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    colours = list(tiny.COLOURS)
+    captions = [f"a photo of a {colours[i]} square" for i in rng.integers(3, size=BATCH)]
+    return {
+        "images": rng.standard_normal((BATCH, 32, 32, 3)).astype(np.float32),
+        "tokens": tiny.tokenizer().encode(captions),
+        "skipped": np.ones(BATCH, np.int32),
+    }
+
+
+@functools.cache
+def run(devices: int, accumulate: int):
+    """State and metrics after a step, and the FLOPs that the compiler counts on each device."""
+    experiment = make_experiment(accumulate)
+    mesh = make_mesh(MeshConfig(devices))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    teacher = jax.device_put(tiny.params(seed=1), replicated)
+    optimizer = make_optimizer(experiment.optim, 10)
+    schedule = learning_rate(experiment.optim, 10)
+    step = make_train_step(experiment, experiment.model, optimizer, schedule, mesh)
+    init = functools.partial(create_state, experiment, experiment.model, optimizer)
+    shardings = tree_shardings(jax.eval_shape(init, teacher), mesh)
+    state = jax.jit(init, out_shardings=shardings)(teacher)
+    batch = jax.device_put(make_batch(), batch_sharding(mesh))
+    step = jax.jit(step, out_shardings=(shardings, None)).lower(state, teacher, batch).compile()
+    return *step(state, teacher, batch), step.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_eight_devices_equal_one(accumulate):
+    one, metrics_of_one, _ = run(1, accumulate)
+    eight, metrics_of_eight, _ = run(8, accumulate)
+    for name, value in metrics_of_one.items():
+        np.testing.assert_allclose(metrics_of_eight[name], value, rtol=1e-5, err_msg=name)
+    # The first moment after one step is a multiple of the clipped gradient. A gradient that is zero
+    # but for rounding is compared on the scale of its leaf.
+    gradients = (state.opt_state[1].mu for state in (one, eight))
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * max(abs(a).max(), 1e-6))
+
+
+def test_state_stays_on_the_whole_mesh():
+    state, _, _ = run(8, 1)
+    for leaf in jax.tree.leaves(state):
+        assert len(leaf.sharding.device_set) == 8
+        assert leaf.sharding.is_fully_replicated
+
+
+def test_no_device_repeats_the_work_of_another():
+    flops_of_one, flops_of_eight = run(1, 1)[2], run(8, 1)[2]
+    # The weights are ternarised and updated on every device; the rest is split.
+    assert flops_of_eight < flops_of_one / 4
+
+
+def test_micro_batches_are_averaged():
+    """Losses of the two halves that the step makes of its batch, each computed by itself."""
+    _, whole, _ = run(1, 2)
+    experiment = make_experiment(1)
+    mesh = make_mesh(MeshConfig(1))
+    optimizer = make_optimizer(experiment.optim, 10)
+    schedule = learning_rate(experiment.optim, 10)
+    teacher = tiny.params(seed=1)
+    step = jax.jit(make_train_step(experiment, experiment.model, optimizer, schedule, mesh))
+    state = create_state(experiment, experiment.model, optimizer, teacher)
+    halves = [{key: value[i::2] for key, value in make_batch().items()} for i in range(2)]
+    losses = [float(step(state, teacher, half)[1]["loss"]) for half in halves]
+    assert float(whole["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(whole["skipped"]) == BATCH
+
+
+def test_ema_after_one_step_is_between_start_and_end():
+    state, _, _ = run(1, 1)
+    start = tiny.params(seed=1)["vision"]["projection"]["kernel"]
+    end = state.trainable["params"]["vision"]["projection"]["kernel"]
+    decay = min(0.9, (1 + 0) / (10 + 0))
+    expected = decay * np.asarray(start) + (1 - decay) * np.asarray(end)
+    average = state.ema["params"]["vision"]["projection"]["kernel"]
+    np.testing.assert_allclose(average, expected, rtol=1e-6, atol=1e-8)
