@@ -9,8 +9,8 @@ cd "$root"
 find_python() {
   local candidate
   for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
-    if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-      2>/dev/null; then
+    if "$candidate" -c 'import sys, venv, ensurepip
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
@@ -19,17 +19,28 @@ find_python() {
   return 1
 }
 
-if [[ ! -x .venv/bin/python ]]; then
+if [[ ! -x .venv/bin/pip ]]; then
   python="$(find_python)"
   echo "making .venv with $("$python" --version)"
   "$python" -m venv .venv
 fi
 
-# Installs again only when what is asked for changed.
-wanted="$(cat pyproject.toml requirements.txt) ${TCLIP_EXTRAS:-}"
-if [[ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]]; then
-  echo "installing tclip${TCLIP_EXTRAS:+[$TCLIP_EXTRAS]} into .venv"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${TCLIP_EXTRAS:+[$TCLIP_EXTRAS]}"
-  echo "$wanted" >.venv/installed
+# .venv/installed-EXTRAS holds the requirements that were installed with these extras.
+extras="${TCLIP_EXTRAS:-}"
+requirements="$(cat pyproject.toml requirements.txt)"
+
+is_installed() {
+  local mark
+  # Without extras any of the files will do.
+  for mark in .venv/installed-*"$extras"; do
+    if [[ -f "$mark" && "$(<"$mark")" == "$requirements" ]]; then return 0; fi
+  done
+  return 1
+}
+
+if ! is_installed; then
+  echo "installing tclip${extras:+[$extras]} into .venv"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}"
+  echo "$requirements" >".venv/installed-$extras"
 fi
 export PATH="$root/.venv/bin:$PATH"
