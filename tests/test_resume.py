@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from tclip.checkpoint import CHECKPOINTS, load_trained
-from tclip.config import to_dict
 from tclip.metrics import read_metrics
-from tclip.models import architecture
 
 STEPS = 20
+TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 MAIN = """
 import json, sys
 from tclip.config import build
@@ -31,7 +30,11 @@ def make_config(data_dir: Path) -> dict:
     """Everything that has a state: ternary weights, a moving average, accumulation, the data."""
     source = {"source": "shapes:tiny", "data_dir": str(data_dir)}
     return {
-        "model": to_dict(architecture("tiny")),
+        "model": {
+            "embed_dim": 32,
+            "vision": TOWER | {"image_size": 32, "patch_size": 8},
+            "text": TOWER | {"context_length": 16},
+        },
         "train_data": source,
         "preprocess": {"image_size": 32},
         "quant": {"policy": "all"},
@@ -70,6 +73,11 @@ def rows_of(workdir: Path) -> list[dict]:
         {key: value for key, value in row.items() if key != "images_per_second"}
         for row in read_metrics(workdir)
     ]
+
+
+def weights_of(workdir: Path) -> dict:
+    _, params, quant = load_trained(workdir)
+    return {"params": params, "quant": quant}
 
 
 @pytest.mark.slow
