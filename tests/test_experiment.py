@@ -1,0 +1,101 @@
+"""Configs: complete, checked, written down and compared."""
+
+import ml_collections
+import pytest
+
+from tclip.config import build
+from tclip.experiment import (
+    CONFIG_FILE,
+    Experiment,
+    check_resumable,
+    default_config,
+    experiment_from_config,
+    read_experiment,
+    write_experiment,
+)
+
+
+def changed(**groups) -> Experiment:
+    return build(Experiment, groups)
+
+
+def test_the_default_config_is_the_default_experiment():
+    assert experiment_from_config(default_config()) == Experiment()
+
+
+def test_a_misspelt_key_is_refused_with_a_hint():
+    config = default_config()
+    with pytest.raises(AttributeError, match="batch_size"):
+        config.train.batch_sise = 3
+    with pytest.raises(ValueError, match=r"config\.optim\.lrr: unknown key; did you mean 'lr'"):
+        changed(optim={"lrr": 1.0})
+
+
+def test_a_value_of_the_wrong_type_is_refused():
+    with pytest.raises(TypeError):
+        default_config().train.steps = "many"
+    config = ml_collections.ConfigDict({"train": {"steps": 10.5}})
+    with pytest.raises(ValueError, match=r"config\.train\.steps: expected int"):
+        experiment_from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"preprocess": {"image_size": 32}}, "preprocess.image_size=32"),
+        ({"loss": {"embedding_weight": 1.0}}, "set teacher.path"),
+        ({"train": {"steps": 50}}, "warmup_steps=100"),
+        ({"train": {"steps": 0}}, "train.steps=0"),
+        ({"train": {"eval_every": 300}}, "multiple of train.checkpoint_every=500"),
+        ({"tokenizer": {"kind": "words"}}, "tokenizer.kind='words'"),
+        ({"tokenizer": {"kind": "clip"}}, "needs tokenizer.path"),
+    ],
+)
+def test_contradictions_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        changed(**groups)
+
+
+def test_an_experiment_survives_its_file(tmp_path):
+    experiment = changed(
+        seed=3,
+        teacher={"path": "x"},
+        loss={"hidden_weight": 1.0, "hidden_layers": ((0, 1), (1, 3))},
+        optim={"no_decay": ("a", "b")},
+    )
+    write_experiment(experiment, tmp_path)
+    assert read_experiment(tmp_path) == experiment
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG_FILE]
+
+
+def test_a_file_with_an_unknown_key_names_the_file(tmp_path):
+    (tmp_path / CONFIG_FILE).write_text('{"sede": 1}')
+    with pytest.raises(ValueError, match=r"config\.json\.sede: unknown key; did you mean 'seed'"):
+        read_experiment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("groups", "key"),
+    [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"loss": {"temperature": 2.0}}, "loss.temperature"),
+        ({"quant": {"group": "tensor"}}, "quant.group"),
+        ({"optim": {"lr": 0.1}}, "optim.lr"),
+        # The learning rate is a function of the length of training.
+        ({"train": {"steps": 2000}}, "train.steps"),
+        ({"train": {"num_workers": 2}}, "train.num_workers"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(tmp_path, groups, key):
+    with pytest.raises(ValueError, match=key):
+        check_resumable(Experiment(), changed(**groups), tmp_path)
+
+
+def test_what_no_parameter_depends_on_may_change(tmp_path):
+    experiment = changed(
+        train={"log_every": 7, "eval_every": 40, "checkpoint_every": 20, "keep_last": 9},
+        eval={"data": {"source": "shapes", "split": "test"}, "batch_size": 3},
+        train_data={"source": "shapes", "data_dir": "/elsewhere"},
+        mesh={"data": 1},
+    )
+    check_resumable(Experiment(), experiment, tmp_path)

@@ -1,0 +1,60 @@
+"""Rows of metrics: when they are written, and what a continued run finds."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from tclip.metrics import MetricWriter, read_metrics
+
+
+def scalars(loss: float) -> dict:
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1), "skipped": jnp.int32(3)}
+
+
+def test_rows_are_written_every_so_many_steps_and_at_the_last(tmp_path):
+    with MetricWriter(tmp_path, 0, 5, batch_size=8, log_every=2) as writer:
+        for step in range(1, 6):
+            writer.write_train(step, scalars(step / 2))
+            if step == 4:
+                writer.flush()
+                writer.write_eval(4, {"top1": 0.25})
+        # The last step is looked at when it is asked for.
+        assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4, 4]
+        writer.flush()
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [2, 4, 4, 5]
+    assert rows[0]["loss"] == 1.0
+    assert rows[0]["skipped"] == 3
+    assert rows[0]["images_per_second"] > 0
+    assert rows[2] == {"step": 4, "eval/top1": 0.25}
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_continued_run_drops_what_came_after_its_checkpoint(tmp_path):
+    rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with MetricWriter(tmp_path, 2, 3, batch_size=8, log_every=1) as writer:
+        assert read_metrics(tmp_path) == rows[:2]
+        writer.write_train(3, scalars(2.0))
+        writer.flush()
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 2.0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_value_that_is_not_finite_is_an_error_naming_the_step(tmp_path, name):
+    with MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=5) as writer:
+        writer.write_train(1, scalars(1.0))
+        # Step 1 is looked at only now, step 2 only at the next call.
+        writer.write_train(2, scalars(1.0) | {name: jnp.float32("nan")})
+        with pytest.raises(FloatingPointError, match=f"{name} is nan at step 2"):
+            writer.write_train(3, scalars(1.0))
+
+
+def test_without_a_file_there_are_no_rows(tmp_path):
+    assert read_metrics(tmp_path) == []
