@@ -1,6 +1,8 @@
 """Training end to end on tiny shapes: float, ternary, distilled; and what is refused."""
 
+import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -13,6 +15,8 @@ from tclip.data import load_tokenizer
 from tclip.experiment import Experiment, read_experiment
 from tclip.inference import load
 from tclip.metrics import read_metrics
+from tclip.models import init_params
+from tclip.state import random_start
 from tclip.trainer import train
 
 STEPS = 12
@@ -45,17 +49,20 @@ def make_experiment(data_dir: str, **groups) -> Experiment:
             "eval_every": 8,
             "checkpoint_every": 4,
         },
-        "eval": {"data": source | {"split": "validation"}},
     }
     for group, changes in groups.items():
         values[group] = values.get(group, {}) | changes
     return build(Experiment, values)
 
 
+def with_evaluation(data_dir: str) -> Experiment:
+    return make_experiment(data_dir, eval={"data": {"source": "shapes:tiny", "data_dir": data_dir}})
+
+
 @pytest.fixture(scope="module")
 def teacher(data_dir, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("teacher")
-    train(make_experiment(data_dir), workdir)
+    train(with_evaluation(data_dir), workdir)
     return workdir
 
 
@@ -75,7 +82,7 @@ def test_float_training_leaves_a_readable_workdir(teacher):
     assert load(teacher).encode_text(["a red circle"]).shape == (1, 32)
 
 
-def test_a_student_starts_from_its_teacher_and_learns_from_it(teacher, data_dir, tmp_path):
+def test_a_student_starts_from_its_teacher_and_learns_from_it(teacher, data_dir, tmp_path, caplog):
     student = make_experiment(
         data_dir,
         teacher={"path": str(teacher)},
@@ -84,7 +91,9 @@ def test_a_student_starts_from_its_teacher_and_learns_from_it(teacher, data_dir,
         optim={"warmup_steps": 2, "lr": 1e-9, "weight_decay": 0.0},
         train={"batch_size": 16, "steps": 4, "eval_every": 4, "checkpoint_every": 4},
     )
-    result = train(student, tmp_path)
+    with caplog.at_level(logging.INFO, "tclip.trainer"):
+        result = train(student, tmp_path)
+    assert "the student starts from the teacher's weights" in caplog.messages
     assert result["similarity_kl"] > 0
     assert (tmp_path / "tokenizer.json").read_bytes() == (teacher / "tokenizer.json").read_bytes()
     _, teacher_params, no_quant = load_trained(teacher)
@@ -109,24 +118,56 @@ def test_a_float_student_of_the_same_weights_has_no_distillation_loss(teacher, d
     assert result["loss"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_smaller_student_is_taught_through_adapters(teacher, data_dir, tmp_path):
+def test_a_smaller_student_is_taught_through_adapters(teacher, data_dir, tmp_path, caplog):
     student = make_experiment(
         data_dir,
         model={"embed_dim": 16},
         teacher={"path": str(teacher)},
-        loss={"embedding_weight": 1.0, "hidden_weight": 1.0, "hidden_layers": ((0, 0),)},
+        # Only the text towers are compared inside.
+        loss={"embedding_weight": 1.0, "hidden_weight": 1.0, "text_hidden_layers": ((0, 0),)},
         train={"batch_size": 16, "steps": 3},
         optim={"warmup_steps": 0},
         quant={"policy": "blocks"},
     )
-    result = train(student, tmp_path)
+    with caplog.at_level(logging.INFO, "tclip.trainer"):
+        result = train(student, tmp_path)
+    assert "the student starts from random weights: model.embed_dim differs" in caplog.messages
     assert 0 < result["embedding_l2"] < 4
+    assert result["hidden_mse"] > 0
     assert load(tmp_path).encode_text(["a red circle"]).shape == (1, 16)
+
+
+def test_the_weights_of_a_teacher_that_computes_otherwise_are_not_taken(data_dir):
+    student = make_experiment(data_dir, teacher={"path": "given as an argument"})
+    model = student.model
+    precise = dataclasses.replace(model, dtype="bfloat16", remat="full")
+    assert random_start(student, precise) == ""
+    # Parameters of the same shapes.
+    gelu = dataclasses.replace(model, activation="gelu")
+    assert random_start(student, gelu) == "model.activation differs"
+    heads = dataclasses.replace(model, text=dataclasses.replace(model.text, heads=4))
+    assert random_start(student, heads) == "model.text.heads differs"
+
+
+def test_the_sigmoid_loss_learns_a_bias(data_dir, tmp_path):
+    experiment = make_experiment(
+        data_dir,
+        model={"logit_bias": True},
+        loss={"contrastive": "sigmoid"},
+        optim={"warmup_steps": 0},
+        train={"batch_size": 16, "steps": 1},
+        eval={"data": {"source": ""}},
+    )
+    assert np.isfinite(train(experiment, tmp_path)["loss"])
+    before = init_params(experiment.model, jax.random.key(0))["logit_bias"]
+    _, params, _ = load_trained(tmp_path)
+    # The first update of Adam is the learning rate against the sign of the gradient.
+    assert abs(float(params["logit_bias"] - before)) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_training_again_does_nothing(teacher, data_dir):
     before = (teacher / "metrics.jsonl").read_bytes()
-    assert train(make_experiment(data_dir), teacher) == json.loads(
+    assert train(with_evaluation(data_dir), teacher) == json.loads(
         (teacher / "result.json").read_text()
     )
     assert (teacher / "metrics.jsonl").read_bytes() == before
@@ -164,8 +205,11 @@ def test_a_teacher_that_sees_other_images_is_refused(teacher, data_dir, tmp_path
         train(student, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(data_dir, tmp_path):
-    bad = make_experiment(data_dir, optim={"warmup_steps": 0, "lr": 1e30, "grad_clip": 0.0})
-    with pytest.raises(FloatingPointError, match=r"is nan at step \d+"):
-        train(bad, tmp_path)
-    assert not (tmp_path / "result.json").exists()
+def test_a_teacher_without_a_layer_to_compare_with_is_refused(teacher, data_dir, tmp_path):
+    student = make_experiment(
+        data_dir,
+        teacher={"path": str(teacher)},
+        loss={"hidden_weight": 1.0, "text_hidden_layers": ((0, 7),)},
+    )
+    with pytest.raises(ValueError, match=r"loss\.text_hidden_layers: the teacher's text tower"):
+        train(student, tmp_path)
