@@ -1,8 +1,11 @@
 """A tiny CLIP with random weights, its workdir, and data in memory, for the tests that need one."""
 
+import contextlib
 import dataclasses
 import functools
 import io
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import grain
@@ -89,6 +92,7 @@ class ListSource:
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     name: str = "list"
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -132,3 +136,14 @@ def write_workdir(workdir: Path, seed: int = 0, **groups) -> Path:
     with Checkpoints(workdir, keep_last=1, best_metric="") as checkpoints:
         checkpoints.save(1, {"trainable": weights}, iterator, None)
     return workdir
+
+
+@contextlib.contextmanager
+def little_disk(size: int) -> Iterator[None]:
+    """Within, no file grows beyond `size` bytes: a write that would is the error of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

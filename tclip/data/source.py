@@ -35,11 +35,14 @@ class Source(Protocol):
       name: for messages.
       classnames: the classes that labels index, empty when there are none.
       templates: zero-shot prompts with "{}" for the class name, empty when there are none.
+      left_out: samples that could not even be numbered, such as images without a caption; what a
+        damaged file hides is not known, and not counted.
     """
 
     name: str
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
+    left_out: int
 
     def __len__(self) -> int: ...
 

@@ -33,6 +33,7 @@ class TfdsSource:
     classes: tuple[int, ...] = ()
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self._records)
@@ -138,6 +139,8 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
                 f"{remedy}"
             ) from error
+        # This builder's own info is that of before, if another process did the work.
+        builder = tfds.builder_from_directory(builder.data_dir)
     info = builder.info
     if info.file_format.value != "array_record":
         raise ValueError(

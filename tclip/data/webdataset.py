@@ -16,10 +16,12 @@ import os
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tclip.data.source import BadSample, Sample, SourceConfig, data_dir, fill
+from tclip.files import naming
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +46,14 @@ MAX_TEXT_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class WebDatasetSource:
-    """Samples of tar shards; see `Source`. `index_path` is what `index_shards` returned."""
+    """Samples of tar shards; see `Source`. `index_path` is the one that `index_shards` returned."""
 
     name: str
     shards: tuple[str, ...]
     index_path: str
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self._index)
@@ -107,8 +110,11 @@ def open_webdataset(cfg: SourceConfig, where: str) -> WebDatasetSource:
             templates = tuple(line.replace("{c}", "{}") for line in own) or cfg.templates
     else:
         shards = expand(where)
-    index_path = index_shards(shards, data_dir(cfg) / "index")
-    source = WebDatasetSource(cfg.source, shards, str(index_path), classnames, templates)
+    index_path, report = index_shards(shards, data_dir(cfg) / "index")
+    _warn(cfg.source, report)
+    source = WebDatasetSource(
+        cfg.source, shards, str(index_path), classnames, templates, report["skipped"]
+    )
     if len(source) == 0:
         raise ValueError(
             f"no usable sample in the {len(shards)} shard(s) of {where!r}: expected pairs of "
@@ -132,35 +138,52 @@ def expand(pattern: str) -> tuple[str, ...]:
     return tuple(os.path.abspath(path) for path in paths)
 
 
-def index_shards(shards: tuple[str, ...], folder: Path) -> Path:
-    """Returns the path of the index of these shards, an array of `INDEX`, made where it is absent.
+def index_shards(shards: tuple[str, ...], folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Indexes these shards where that has not been done.
 
     Indices are named by a hash of the shards' paths, sizes and times of modification, so a changed
-    shard gets a new one. Beside each lies a JSON file with the counts of what was left out.
+    shard gets a new one. Beside each lies its report as JSON.
+
+    Returns:
+      The path of an array of `INDEX`, and the report on what is not in it: "skipped", how many
+      samples lack an image or a text, and "cut", a sentence for every cut or damaged shard.
     """
     stats = [(path, os.stat(path)) for path in shards]
     state = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     digest = hashlib.sha256(json.dumps([str(INDEX), state]).encode()).hexdigest()
     path = folder / f"{digest[:20]}.npy"
-    if not _is_index(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        tables, report = [], {"shards": list(shards), "skipped": 0, "cut": []}
-        for number, shard in enumerate(shards):
-            table, skipped, complaint = index_shard(shard)
-            table["shard"] = number
-            tables.append(table)
-            report["skipped"] += skipped
-            if complaint:
-                report["cut"].append(shard)
-                log.warning("%s: %s; its first %d samples are used", shard, complaint, len(table))
-        if report["skipped"]:
-            log.warning("%d samples without an image or a text left out", report["skipped"])
-        # Several processes may do this at once: each writes its own file, the last one stays.
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
+    report = _read_report(path.with_suffix(".json"))
+    if report is not None and _is_index(path):
+        return path, report
+    folder.mkdir(parents=True, exist_ok=True)
+    tables, report = [], {"shards": list(shards), "skipped": 0, "cut": []}
+    for number, shard in enumerate(shards):
+        table, skipped, complaint = index_shard(shard)
+        table["shard"] = number
+        tables.append(table)
+        report["skipped"] += skipped
+        if complaint:
+            report["cut"].append(f"{shard}: {complaint}; its first {len(table)} samples are used")
+    # Several processes may do this at once: each writes its own files, the last ones stay. The
+    # report comes first, so that there is none missing beside an index.
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.tmp.npy")
+    with naming(partial):
+        partial.with_suffix(".json").write_text(json.dumps(report, indent=2))
         np.save(partial, np.concatenate(tables), allow_pickle=False)
-        path.with_suffix(".json").write_text(json.dumps(report, indent=2))
-        os.replace(partial, path)
-    return path
+    os.replace(partial.with_suffix(".json"), path.with_suffix(".json"))
+    os.replace(partial, path)
+    return path, report
+
+
+def _warn(name: str, report: dict[str, Any]) -> None:
+    """Says in one line what the data lacks, at every opening."""
+    notes = []
+    if report["skipped"]:
+        notes.append(f"{report['skipped']} samples without an image or a text are left out")
+    if report["cut"]:
+        notes.append(f"{len(report['cut'])} damaged shard(s), the first {report['cut'][0]}")
+    if notes:
+        log.warning("%s: %s", name, "; ".join(notes))
 
 
 def index_shard(path: str) -> tuple[np.ndarray, int, str]:
@@ -260,6 +283,13 @@ def _benchmark_shards(folder: Path, split: str) -> tuple[str, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+
+
+def _read_report(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_index(path: Path) -> bool:

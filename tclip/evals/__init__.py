@@ -24,7 +24,7 @@ def evaluate(
 
     Returns:
       zeroshot_top1, zeroshot_top5, zeroshot_mean_per_class, retrieval_i2t_r1 .. retrieval_t2i_r10
-      (fractions), zeroshot_n and retrieval_n (images that took part), skipped (unreadable images).
+      (fractions), zeroshot_n and retrieval_n (images that took part), skipped (unusable samples).
 
     Raises:
       ValueError: no image can be read, the source has neither class names nor captions, or the

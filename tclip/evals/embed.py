@@ -17,7 +17,7 @@ class ImageEmbeddings:
       embeddings_NxD: float32.
       labels_N: int32 class, -1 where the source has none.
       index_N: int32 position in the source.
-      skipped: how many samples could not be read.
+      skipped: how many samples of the source could not be used.
     """
 
     embeddings_NxD: np.ndarray
@@ -49,7 +49,8 @@ def embed_images(
     if not len(index_N):
         raise ValueError(f"{source.name}: none of its {len(source)} images can be read")
     check_finite("images", embeddings_NxD)
-    return ImageEmbeddings(embeddings_NxD, labels_N, index_N, len(source) - len(index_N))
+    skipped = source.left_out + len(source) - len(index_N)
+    return ImageEmbeddings(embeddings_NxD, labels_N, index_N, skipped)
 
 
 def check_finite(what: str, embeddings_NxD: np.ndarray) -> None:

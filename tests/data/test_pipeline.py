@@ -30,6 +30,7 @@ class Numbers:
     name: str = "numbers"
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    left_out: int = 0
 
     def __len__(self):
         return self.length

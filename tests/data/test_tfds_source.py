@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tclip.data import BadSample, SourceConfig, decode_image, open_source
+from tclip.data import BadSample, SourceConfig, decode_image, open_source, tfds_source
 
 
 def png(index):
@@ -143,6 +143,15 @@ def test_absent_data_sets_name_the_remedy(tmp_path):
         open_source(SourceConfig("tfds:nonesuch", data_dir=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"no route to host\);(.|\n)*tfds build"):
         open_source(SourceConfig("tfds:unreachable_photos", data_dir=str(tmp_path)))
+
+
+def test_a_process_that_waited_for_another_finds_its_work(tmp_path, monkeypatch):
+    def wait(builder, root):
+        assert not builder.info.splits
+        ToyPhotos(data_dir=root, file_format="array_record").download_and_prepare()
+
+    monkeypatch.setattr(tfds_source, "_prepare", wait)
+    assert len(toy(tmp_path)) == 6
 
 
 @pytest.mark.parametrize("name", ["", "shapes2", "tfds:", "wds:", "coco"])

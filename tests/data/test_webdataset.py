@@ -155,8 +155,11 @@ def test_unpaired_and_foreign_members_are_left_out_and_counted(tmp_path, caplog)
         "number 6",
     ]
     assert "5 samples" in caplog.text
+    assert source.left_out == 5
     (report,) = (tmp_path / "cache/index").glob("*.json")
     assert json.loads(report.read_text())["skipped"] == 5
+    report.unlink()
+    assert wds(tmp_path).left_out == 5
 
 
 def test_links_and_folders_are_never_followed(tmp_path):
@@ -231,17 +234,20 @@ def test_negative_member_size_ends_the_shard(tmp_path):
     assert complaint
 
 
-def test_cut_shard_is_named_once_with_its_count(folder, caplog):
+def test_cut_shard_is_named_at_every_opening(folder, caplog):
     path = folder / "00001.tar"
-    path.write_bytes(path.read_bytes()[:9000])
-    with caplog.at_level(logging.WARNING, "tclip"):
-        source = wds(folder)
-    assert len(source) < 30
-    assert source[len(source) - 1].captions[0] == "number 29"
-    assert caplog.text.count("00001.tar") == 1
-    caplog.clear()
-    assert len(wds(folder)) == len(source)
-    assert not caplog.records
+    # The picture of sample 12 is there, its caption is not.
+    path.write_bytes(path.read_bytes().split(b"00012.txt")[0])
+    expected = f"{path}: no end-of-archive mark; its first 2 samples are used"
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING, "tclip"):
+            source = wds(folder)
+        assert (len(source), source.left_out) == (22, 1)
+        assert source[21].captions[0] == "number 29"
+        (record,) = caplog.records
+        assert expected in record.message
+        assert "1 samples without" in record.message
+        caplog.clear()
 
 
 def test_index_is_reused_until_a_shard_changes(folder, monkeypatch):
