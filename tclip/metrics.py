@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
+
+from tclip.files import naming
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -35,7 +39,8 @@ def read_metrics(workdir: str | Path) -> list[dict[str, float]]:
 class MetricWriter:
     """Writes rows of scalars. Use as a context manager.
 
-    On a terminal there is a progress bar with the time left; elsewhere a line for each row.
+    On a terminal there is a progress bar with the time left; elsewhere a line for each row. A file
+    that cannot be written is an OSError that names it.
     """
 
     def __init__(
@@ -50,14 +55,16 @@ class MetricWriter:
           log_every: steps between rows of training metrics.
         """
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
-        path = workdir / METRICS_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, path)
-        self._jsonl = path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / TENSORBOARD), purge_step=start_step + 1
-        )
+        self._jsonl, self._events = workdir / METRICS_FILE, workdir / TENSORBOARD
+        partial = self._jsonl.with_suffix(".partial")
+        with naming(partial):
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, self._jsonl)
+        self._events.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(self._events / "events"))
+        # Tells TensorBoard to drop them as well.
+        start = SessionLog(status=SessionLog.START)
+        self._write_event(Event(step=start_step + 1, session_log=start))
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -72,10 +79,15 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._bar.close()
-        self._tensorboard.close()
-        self._jsonl.close()
+        try:
+            with naming(self._events):
+                self._tensorboard.close()
+        except OSError:
+            # On the way out of an error, that error is the one to see.
+            if kind is None:
+                raise
 
     def write_train(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of a step that may still be running; looks at those of the one before.
@@ -128,7 +140,15 @@ class MetricWriter:
         self._since_step, self._since_time = step, time.perf_counter()
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
-        self._jsonl.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        # Opened for every row: a handle keeps what it failed to write and fails again at close.
+        with naming(self._jsonl), self._jsonl.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write_event(Event(step=step, summary=Summary(value=scalars)))
+
+    def _write_event(self, event: Event) -> None:
+        # Not through SummaryWriter: its thread dies on a full disk, and then its queue blocks.
+        event.wall_time = time.time()
+        with naming(self._events):
+            self._tensorboard.write_event(event)
+            self._tensorboard.flush()

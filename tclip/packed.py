@@ -32,8 +32,10 @@ from tclip.data import (
     load_tokenizer,
     save_preprocess,
 )
+from tclip.files import naming
 from tclip.models import CLIPConfig, init_params
 from tclip.quant import TernaryTensor
+from tclip.quant.packing import CODES_PER_WORD
 
 MODEL_TYPE = "tclip"
 FORMAT_VERSION = 1
@@ -42,7 +44,6 @@ WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor_config.json"
 FLOAT_DTYPES = ("float16", "float32")
-CODES_PER_WORD = 16
 
 
 def save_packed(
@@ -67,7 +68,7 @@ def save_packed(
       ValueError: no ternary leaf, an unknown dtype, or a value that `float_dtype` cannot hold; the
         message names the leaf.
       FileExistsError: `path` is something else than a packed folder.
-      OSError: the folder cannot be written, for instance because the disk is full.
+      OSError: a file cannot be written, for instance because the disk is full; it is named.
     """
     path = Path(path)
     if float_dtype not in FLOAT_DTYPES:
@@ -89,9 +90,12 @@ def save_packed(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         folder = Path(temporary) / "new"
         folder.mkdir()
-        (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, {"format": "np"}))
-        tokenizer.save(folder / TOKENIZER)
-        save_preprocess(preprocess, folder / PREPROCESSOR)
+        with naming(path / WEIGHTS):
+            (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, {"format": "np"}))
+        with naming(path / TOKENIZER):
+            tokenizer.save(folder / TOKENIZER)
+        with naming(path / PREPROCESSOR):
+            save_preprocess(preprocess, folder / PREPROCESSOR)
         description = {
             "model_type": MODEL_TYPE,
             "format_version": FORMAT_VERSION,
@@ -103,7 +107,8 @@ def save_packed(
                 for name in (WEIGHTS, TOKENIZER, PREPROCESSOR)
             },
         }
-        (folder / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
+        with naming(path / CONFIG):
+            (folder / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
         if path.exists():
             path.rename(Path(temporary) / "old")
         folder.rename(path)

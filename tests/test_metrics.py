@@ -1,9 +1,15 @@
 """Rows of metrics: when they are written, and what a continued run finds."""
 
+import errno
+import io
 import json
+import logging
+import sys
 
 import jax.numpy as jnp
 import pytest
+import tiny
+from tensorboardX.event_file_writer import EventsWriter
 
 from tclip.metrics import MetricWriter, read_metrics
 
@@ -46,6 +52,23 @@ def test_a_continued_run_drops_what_came_after_its_checkpoint(tmp_path):
     ]
 
 
+def test_where_there_is_no_terminal_every_row_is_a_line(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with (
+        caplog.at_level(logging.INFO, "tclip.metrics"),
+        MetricWriter(tmp_path, 0, 4, batch_size=8, log_every=2) as writer,
+    ):
+        for step in range(1, 5):
+            writer.write_train(step, scalars(step / 2))
+        writer.flush()
+        writer.write_eval(4, {"top1": 0.25})
+        assert sys.stderr.getvalue() == ""
+    one, two, evaluation = caplog.messages
+    assert one.startswith("step 2/4: loss 1.0000")
+    assert two.startswith("step 4/4: loss 2.0000")
+    assert evaluation == "step 4/4: evaluation: top1 0.25"
+
+
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_a_value_that_is_not_finite_is_an_error_naming_the_step(tmp_path, name):
     with MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=5) as writer:
@@ -54,6 +77,39 @@ def test_a_value_that_is_not_finite_is_an_error_naming_the_step(tmp_path, name):
         writer.write_train(2, scalars(1.0) | {name: jnp.float32("nan")})
         with pytest.raises(FloatingPointError, match=f"{name} is nan at step 2"):
             writer.write_train(3, scalars(1.0))
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    # An event has the longer header, JSON the longer numbers.
+    [({"x": 1.0}, "tensorboard"), ({"x": 1 / 3, "y": 1 / 3, "z": 1 / 3}, "metrics.jsonl")],
+)
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, row, name):
+    with (
+        pytest.raises(OSError, match=f"{tmp_path}/{name}"),
+        tiny.little_disk(3000),
+        MetricWriter(tmp_path, 0, 99, batch_size=8, log_every=1) as writer,
+    ):
+        for step in range(1, 100):
+            writer.write_eval(step, row)
+
+
+def test_an_error_on_closing_hides_no_other(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "close", full)
+    with (
+        pytest.raises(FloatingPointError),
+        MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=1) as writer,
+    ):
+        writer.write_train(1, scalars(float("nan")))
+        writer.flush()
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/tensorboard'"),
+        MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=1),
+    ):
+        pass
 
 
 def test_without_a_file_there_are_no_rows(tmp_path):

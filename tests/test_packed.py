@@ -1,11 +1,12 @@
 """The packed folder: exact round trips, and one clear error for every kind of damage."""
 
 import dataclasses
-import errno
 import functools
+import gzip
 import hashlib
+import itertools
 import json
-from pathlib import Path
+import string
 
 import jax
 import numpy as np
@@ -29,7 +30,6 @@ from tclip.quant import (
 )
 
 KERNEL = "vision/blocks_0/mlp/fc1/kernel"
-MERGES = Path(__file__).parents[2] / "shared/data/clip_bpe/bpe_simple_vocab_16e6.txt.gz"
 
 
 def save(path, params=None, config=None, float_dtype="float32"):
@@ -131,14 +131,9 @@ def test_an_older_packed_folder_is_replaced_and_nothing_else(tmp_path, folder):
         save(other)
 
 
-def test_a_full_disk_leaves_the_old_folder_and_no_rubbish(tmp_path, folder, monkeypatch):
+def test_a_full_disk_names_the_file_and_leaves_the_old_folder_and_no_rubbish(tmp_path, folder):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device", str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left on device"):
+    with tiny.little_disk(20_000), pytest.raises(OSError, match=f"{folder}/model.safetensors"):
         save(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -290,8 +285,21 @@ def test_sizes_are_what_counting_gives(folder):
     assert summary["sparsity"] == pytest.approx(zeros / weights, abs=1e-12)
 
 
+def write_merges(path):
+    """As many merges as CLIP has, and a little longer: four-letter heads of ten-letter words."""
+    letters, count = string.ascii_lowercase, 48_894
+    pairs = list(map("".join, itertools.product(letters, letters)))
+    ends = [f"{pair}</w>" for pair in pairs]
+    heads = list(itertools.islice(itertools.product(pairs, pairs), 8_000))
+    merges = [(pair[0], pair[1:]) for pair in (*pairs, *ends)] + heads
+    words = itertools.product(map("".join, heads), ends)
+    merges += itertools.islice(words, count - len(merges))
+    with gzip.open(path, "wt") as file:
+        file.write("\n".join(["#version: 0.2", *map(" ".join, merges)]))
+    return path
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not MERGES.exists(), reason="CLIP's merges are not in ../shared/data")
 def test_vit_b16_ships_14_times_smaller(tmp_path):
     config = architecture("ViT-B/16")
     rng = np.random.default_rng(0)
@@ -302,7 +310,11 @@ def test_vit_b16_ships_14_times_smaller(tmp_path):
     packed = jax.jit(lambda p, q: quantize_params(p, q, policy))(params, quant)
     preprocess = dataclasses.replace(tiny.PREPROCESS, image_size=224)
     folder = tmp_path / "packed"
-    save_packed(folder, config, packed, clip_tokenizer(MERGES, 77), preprocess)
+    tokenizer = clip_tokenizer(write_merges(tmp_path / "merges.txt.gz"), 77)
+    save_packed(folder, config, packed, tokenizer, preprocess)
+    # The file of CLIP's own tokenizer has 1.68 MB.
+    assert tokenizer.vocab_size == 49_408
+    assert (folder / "tokenizer.json").stat().st_size >= 1_680_000
     _, loaded, _, _ = load_packed(folder)
     summary = size_summary(loaded, folder_bytes(folder))
     assert summary["parameters"] == 149_620_737
