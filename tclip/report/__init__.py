@@ -64,7 +64,6 @@ def make_report(
             "Best images of the packed student; those that carry the caption are framed"
         )
     pictures.write_examples(out / "examples", data.source)
-    policy = experiment.quant.policy
     where = f"{data.source.name}, split {split}"
-    (out / "report.md").write_text(render(results, where, policy, files))
+    (out / "report.md").write_text(render(results, where, experiment.quant, files))
     return comparison_table(results)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tclip.quant import TernaryPolicy
 from tclip.report.plots import NAMES
 from tclip.tables import markdown_table, megabytes, percent
 
@@ -33,14 +34,17 @@ def comparison_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def render(
-    results: Mapping[str, Mapping[str, Any]], source: str, policy: str, pictures: Mapping[str, str]
+    results: Mapping[str, Mapping[str, Any]],
+    source: str,
+    policy: TernaryPolicy,
+    pictures: Mapping[str, str],
 ) -> str:
     """The text of report.md.
 
     Args:
       results: see `tclip.report.results.collect`.
       source: what the models were evaluated on.
-      policy: what of the student is ternary.
+      policy: of the student, and of the teacher after training.
       pictures: file name to caption.
     """
     student, post = results["student"], results["post_training"]
@@ -62,11 +66,11 @@ def render(
         [(name, percent(top1)) for name, top1 in post["zeroshot_top1_by_estimator"].items()],
     )
     images = "\n\n".join(f"![{text}]({file})" for file, text in pictures.items())
-    skipped = f" {student['skipped']:,} images could not be read." if student["skipped"] else ""
+    skipped = f" {student['skipped']:,} samples could not be used." if student["skipped"] else ""
     return f"""# Float teacher, post-training ternarisation, ternary student
 
 Evaluated on {source}: {student["zeroshot_n"]:,} labelled images.{skipped} The student's numbers are
-those of the packed folder. Policy `{policy}` says which weights are ternary.
+those of the packed folder. Policy `{policy.policy}` says which weights are ternary.
 
 {comparison_table(results)}
 
@@ -76,8 +80,8 @@ those of the packed folder. Policy `{policy}` says which weights are ternary.
 
 ## Post-training ternarisation
 
-The teacher's weights made ternary without training, one scale a channel. The table above has the
-best estimator, `{post["estimator"]}`.
+The teacher's weights made ternary without training, in the groups of the student
+(`{policy.group}`). The table above has the best estimator, `{post["estimator"]}`.
 
 {estimators}
 

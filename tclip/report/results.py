@@ -88,7 +88,9 @@ def collect(
 def _post_training(teacher: Path, policy: TernaryPolicy, data: Data) -> dict[str, Any]:
     candidates = {}
     for estimator in ESTIMATORS:
-        chosen = TernaryPolicy(policy=policy.policy, group="channel", estimator=estimator)
+        chosen = dataclasses.replace(
+            policy, estimator=estimator, learn_scale=False, learn_threshold=False
+        )
         with tempfile.TemporaryDirectory() as folder:
             sizes = export_packed(teacher, Path(folder) / "packed", policy=chosen)
             model = inference.load(Path(folder) / "packed")

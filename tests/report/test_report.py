@@ -1,5 +1,6 @@
 """The report of two runs with random weights: its numbers, its keys, its pictures."""
 
+import dataclasses
 import functools
 import json
 
@@ -26,7 +27,8 @@ EVAL = EvalConfig(data=SourceConfig(source="wds:squares", split="validation"), b
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     teacher = tiny.write_workdir(folder / "teacher", eval=EVAL)
-    student = tiny.write_workdir(folder / "student", quant=tiny.POLICY, eval=EVAL)
+    policy = dataclasses.replace(tiny.POLICY, group="tensor")
+    student = tiny.write_workdir(folder / "student", quant=policy, eval=EVAL)
     for workdir in (teacher, student):
         rows = [{"step": 1, "loss": 2.0}, {"step": 1, "eval/zeroshot_top1": 0.5}]
         text = "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 2, "loss": 1.0}])
@@ -69,6 +71,8 @@ def test_post_training_is_the_teacher_by_the_best_estimator(made):
     # The student of this test is the untrained teacher under the same policy.
     student = json.loads((folder / "out/report.json").read_text())["student"]
     assert by_estimator["optimal"] == student["zeroshot_top1"]
+    assert numbers["size_bytes"] == student["size_bytes"]
+    assert "(`tensor`)" in (folder / "out/report.md").read_text()
 
 
 def test_text_and_pictures_are_whole(made):
