@@ -1,9 +1,11 @@
 """Runs a benchmark: python -m launch.bench train_step [--layers=2 --batch_size=16 ...]."""
 
 import json
+from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from launch.cli import run
 from tclip.bench import train_step
 
 _ARCH = flags.DEFINE_string("arch", "ViT-B/16", "architecture whose widths are used")
@@ -16,9 +18,9 @@ _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; none by defaul
 BENCHMARKS = {"train_step": train_step.run}
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     if len(argv) != 2 or argv[1] not in BENCHMARKS:
-        raise app.UsageError(f"name one benchmark: {', '.join(BENCHMARKS)}")
+        raise ValueError(f"name one benchmark: {', '.join(BENCHMARKS)}")
     figures = BENCHMARKS[argv[1]](
         _ARCH.value, _LAYERS.value, _BATCH_SIZE.value, _REPEATS.value, _DTYPE.value
     )
@@ -28,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -40,11 +40,12 @@ def main(argv: Sequence[str]) -> None:
     for config in _sources():
         scores = evaluate(model, open_source(config), _BATCH_SIZE.value, _NUM_WORKERS.value)
         results[f"{config.source} {config.split}"] = scores
-    out = Path(_OUT.value or Path(_MODEL.value) / "evaluation.json")
-    out.write_text(json.dumps({"model": _MODEL.value, "results": results}, indent=1) + "\n")
     names = list(dict.fromkeys(name for scores in results.values() for name in scores))
     rows = [(name, *(_cell(scores.get(name)) for scores in results.values())) for name in names]
-    print(markdown_table(("metric", *results), rows))
+    # The table first: what took long to compute is seen even where it cannot be written.
+    print(markdown_table(("metric", *results), rows), flush=True)
+    out = Path(_OUT.value or Path(_MODEL.value) / "evaluation.json")
+    out.write_text(json.dumps({"model": _MODEL.value, "results": results}, indent=1) + "\n")
 
 
 def _sources() -> list[SourceConfig]:

@@ -5,11 +5,10 @@ normalisation, splitting and layout of the vocabulary (Radford et al., arXiv 210
 symbols, the same with the end-of-word mark, one entry a merge, then the start and end tokens.
 """
 
-import contextlib
 import dataclasses
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,6 @@ from tokenizers import (
     trainers,
 )
 from tokenizers import Tokenizer as HFTokenizer
-
-from tclip.data.source import BadSample, Source
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 # Contractions, words, single digits, runs of anything else.
@@ -141,13 +138,6 @@ def clip_tokenizer(bpe_vocab_gz_path: Path | str, context_length: int) -> Tokeni
     if len(merges) < CLIP_MERGES or any(len(pair) != 2 for pair in merges):
         raise ValueError(f"{bpe_vocab_gz_path} does not hold CLIP's {CLIP_MERGES} merges")
     return Tokenizer(_bpe(merges, context_length), context_length)
-
-
-def captions_of(source: Source, limit: int = 20_000) -> Iterator[str]:
-    """The captions of the first `limit` samples of a source, for training a tokenizer."""
-    for index in range(min(limit, len(source))):
-        with contextlib.suppress(BadSample):  # counted where it would be trained on
-            yield from source[index].captions
 
 
 def _bpe(merges: list[tuple[str, str]], context_length: int) -> HFTokenizer:

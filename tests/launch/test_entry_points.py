@@ -26,6 +26,15 @@ def launch(name, *args, code=0):
     return done.stdout, done.stderr
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_caches(tmp_path_factory):
+    """Keeps compiled programs and indices of data out of the user's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("JAX_COMPILATION_CACHE_DIR", "TCLIP_DATA_DIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """A float run packed by the command, post-training."""
@@ -81,6 +90,13 @@ def test_evaluate_prints_a_table_and_writes_json(packed, dataset):
     assert (scores["zeroshot_n"], scores["skipped"]) == (5, 1)
 
 
+def test_evaluate_prints_before_it_writes(packed, dataset, tmp_path):
+    args = (f"--model={packed}", f"--data=wds:{dataset}", f"--out={tmp_path}/no/evaluation.json")
+    table, err = launch("evaluate", *args, code=1)
+    assert "zeroshot_top1" in table
+    assert "no/evaluation.json" in err
+
+
 def test_classify_answers_what_it_can_read(packed, tmp_path):
     tiny.square("red").save(tmp_path / "red.png")
     tiny.square("blue").convert("CMYK").save(tmp_path / "blue.jpg")
@@ -109,6 +125,8 @@ def test_errors_are_one_line(tmp_path):
     assert err.startswith("classify: error:")
     assert "config.json is missing" in err
     assert len(err.splitlines()) == 1
+    _, err = launch("bench", "train_stop", code=1)
+    assert err == "bench: error: name one benchmark: train_step\n"
 
 
 def test_sweep_prints_the_commands_or_refuses_the_point(tmp_path):
