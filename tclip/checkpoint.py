@@ -131,14 +131,8 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(_whole_steps(workdir / CHECKPOINTS))
 
 
-def load_trained(
-    workdir: str | Path, checkpoint: str = "latest"
-) -> tuple[Experiment, Params, dict[str, Any]]:
-    """Reads the weights of a training run, finished or not, onto the default device.
-
-    Args:
-      workdir: of the run.
-      checkpoint: "latest", or "best" by train.best_metric.
+def load_trained(workdir: str | Path) -> tuple[Experiment, Params, dict[str, Any]]:
+    """Reads the newest weights of a training run, finished or not, onto the default device.
 
     Returns:
       The experiment, the latent float32 parameters and the scales and thresholds (`quant`); of the
@@ -147,22 +141,15 @@ def load_trained(
     Raises:
       FileNotFoundError: no workdir, or no checkpoint in it yet.
       ValueError: config.json is damaged.
-      CheckpointError: the checkpoint is damaged.
+      CheckpointError: the checkpoint is damaged or of another shape.
     """
     workdir = Path(workdir)
     experiment = read_experiment(workdir)
     directory = workdir.absolute() / CHECKPOINTS
-    if not has_checkpoint(workdir):
+    steps = _whole_steps(directory)
+    if not steps:
         raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it with launch.train")
-    with ocp.training.Checkpointer(directory) as checkpointer:
-        found = checkpointer.checkpoints
-    step = found[-1].step
-    if checkpoint == "best":
-        name = experiment.train.best_metric
-        step = max(found, key=lambda info: (_metric(info.metrics, name), info.step)).step
-    elif checkpoint != "latest":
-        raise ValueError(f"checkpoint={checkpoint!r}: choose latest or best")
-
+    newest = directory / str(max(steps))
     sharding = SingleDeviceSharding(jax.local_devices()[0])
 
     def weights() -> dict[str, Any]:
@@ -178,11 +165,9 @@ def load_trained(
     context.pytree.loading.partial_load = True
     with context:
         try:
-            loaded = ocp.load_checkpointables(directory / str(step), {"state": {group: abstract}})[
-                "state"
-            ][group]
+            loaded = ocp.load_checkpointables(newest, {"state": {group: abstract}})["state"][group]
         except Exception as error:
-            raise _unreadable(directory / str(step), error) from error
+            raise _unreadable(newest, error) from error
     return experiment, loaded["params"], loaded["quant"]
 
 
@@ -193,7 +178,7 @@ def _whole_steps(directory: Path) -> list[int]:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path} cannot be read; delete it to go back to the one before: {_first_line(error)}"
+        f"{path} is damaged, or of another architecture than config.json: {_first_line(error)}"
     )
 
 

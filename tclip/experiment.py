@@ -94,9 +94,12 @@ class TrainConfig:
     num_workers: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_last"):
+        positive = "steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_last"
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"train.num_workers={self.num_workers}: must not be negative")
         if self.eval_every % self.checkpoint_every:
             raise ValueError(
                 f"train.eval_every={self.eval_every} must be a multiple of "
@@ -119,6 +122,12 @@ class EvalConfig:
     )
     batch_size: int = 128
     num_workers: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"eval.batch_size={self.batch_size}: must be at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"eval.num_workers={self.num_workers}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,8 +163,26 @@ class Experiment:
             raise ValueError(
                 "the loss distils from a teacher: set teacher.path, or those weights to 0"
             )
+        check_hidden_layers(self.loss, "student", self.model)
+        sigmoid = self.loss.contrastive == "sigmoid" and self.loss.contrastive_weight > 0
+        if sigmoid and not self.model.logit_bias:
+            raise ValueError("loss.contrastive='sigmoid' needs model.logit_bias=True")
         # Refuses a warm-up that is longer than training before any data is read.
         learning_rate(self.optim, self.train.steps)
+
+
+def check_hidden_layers(loss: LossConfig, role: str, model: CLIPConfig) -> None:
+    """Raises ValueError unless the model of "student" or "teacher" has the layers of the loss."""
+    depths = {"image": model.vision.layers, "text": model.text.layers}
+    for tower, pairs in loss.hidden_pairs.items():
+        for pair in pairs:
+            layer = pair[("student", "teacher").index(role)]
+            if not 0 <= layer < depths[tower]:
+                key = "hidden_layers" if tower == "image" else "text_hidden_layers"
+                raise ValueError(
+                    f"loss.{key}: the {role}'s {tower} tower has layers 0..{depths[tower] - 1}, "
+                    f"no layer {layer}"
+                )
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -192,14 +219,18 @@ def read_experiment(workdir: Path) -> Experiment:
 
 def check_resumable(saved: Experiment, wanted: Experiment, workdir: Path) -> None:
     """Raises ValueError, naming the key, if `wanted` would not continue the run of `saved`."""
-    before, now = _flatten(to_dict(saved)), _flatten(to_dict(wanted))
-    for key in sorted(before.keys() | now.keys()):
-        harmless = any(key == name or key.startswith(name + ".") for name in HARMLESS_KEYS)
-        if not harmless and before.get(key) != now.get(key):
+    for key, (before, now) in differences(saved, wanted).items():
+        if not any(key == name or key.startswith(name + ".") for name in HARMLESS_KEYS):
             raise ValueError(
-                f"{workdir} holds a checkpoint of another experiment: {key} was "
-                f"{before.get(key)!r} and is now {now.get(key)!r}; restore it, or use a new workdir"
+                f"{workdir} holds a checkpoint of another experiment: {key} was {before!r} and is "
+                f"now {now!r}; restore it, or use a new workdir"
             )
+
+
+def differences(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns dotted key -> (value in `a`, value in `b`) where two configs of a kind differ."""
+    flat_a, flat_b = _flatten(to_dict(a)), _flatten(to_dict(b))
+    return {key: (flat_a[key], flat_b[key]) for key in flat_a if flat_a[key] != flat_b[key]}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -120,7 +120,7 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Loads a packed folder (weights stay packed) or a training workdir (latest or best weights).
+    """Loads a packed folder (weights stay packed) or a training workdir (its newest weights).
 
     Raises:
       FileNotFoundError: `path` or a file that it needs is missing.

@@ -25,7 +25,8 @@ class LossConfig:
       logits_weight: of `logits_mse`, the un-normalised form of `similarity_kl`.
       embedding_weight: lambda_2, of `embedding_l2`.
       hidden_weight: of `hidden_mse`.
-      hidden_layers: pairs (student layer, teacher layer), 0-based, for both towers.
+      hidden_layers: pairs (student layer, teacher layer) of the image towers, 0-based.
+      text_hidden_layers: the same of the text towers, which may have other depths.
     """
 
     contrastive: str = "softmax"
@@ -36,6 +37,7 @@ class LossConfig:
     embedding_weight: float = 0.0
     hidden_weight: float = 0.0
     hidden_layers: tuple[tuple[int, int], ...] = ()
+    text_hidden_layers: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         if self.contrastive not in ("softmax", "sigmoid"):
@@ -47,14 +49,21 @@ class LossConfig:
                 raise ValueError(f"{field.name} {getattr(self, field.name)} is negative")
         if self.temperature <= 0:
             raise ValueError(f"temperature {self.temperature} is not positive")
-        if (self.hidden_weight > 0) != bool(self.hidden_layers):
-            raise ValueError("hidden_weight and hidden_layers have to be given together")
+        if (self.hidden_weight > 0) != any(self.hidden_pairs.values()):
+            raise ValueError(
+                "hidden_weight and hidden_layers or text_hidden_layers have to be given together"
+            )
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term compares with a teacher."""
         weights = self.similarity_weight, self.logits_weight, self.embedding_weight
         return any(weight > 0 for weight in (*weights, self.hidden_weight))
+
+    @property
+    def hidden_pairs(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Pairs (student layer, teacher layer) of the towers "image" and "text"."""
+        return {"image": self.hidden_layers, "text": self.text_hidden_layers}
 
 
 @jax.tree_util.register_dataclass
@@ -66,7 +75,7 @@ class Outputs:
       image, text: embeddings [B, D], not normalised.
       logit_scale: scalar factor of the cosines (not its logarithm).
       logit_bias: scalar added to the logits.
-      image_hidden, text_hidden: outputs [B, T, W] of the layers in `LossConfig.hidden_layers`.
+      image_hidden, text_hidden: outputs [B, T, W] of the layers in `LossConfig.hidden_pairs`.
     """
 
     image: jax.Array
@@ -150,10 +159,11 @@ def embedding_l2(student: Outputs, teacher: Outputs, adapters: dict[str, jax.Arr
 def hidden_mse(student: Outputs, teacher: Outputs, adapters: dict[str, jax.Array]) -> jax.Array:
     """Mean squared difference of paired hidden layers (FitNets, arXiv 1412.6550), over all of them.
 
-    The student's states go through `adapters` where these have an entry.
+    The student's states go through `adapters` where these have an entry. A tower may have no pairs.
 
     Raises:
-      ValueError: student and teacher have different numbers of layers or of tokens.
+      ValueError: student and teacher have different numbers of layers, none, or different numbers
+        of tokens.
     """
     terms = []
     for tower in ("image", "text"):
@@ -161,7 +171,7 @@ def hidden_mse(student: Outputs, teacher: Outputs, adapters: dict[str, jax.Array
             getattr(student, f"{tower}_hidden"),
             getattr(teacher, f"{tower}_hidden"),
         )
-        if len(students) != len(teachers) or not students:
+        if len(students) != len(teachers):
             raise ValueError(
                 f"{tower}: {len(students)} hidden layers of the student to compare with "
                 f"{len(teachers)} of the teacher"
@@ -175,6 +185,8 @@ def hidden_mse(student: Outputs, teacher: Outputs, adapters: dict[str, jax.Array
                 )
             ours = _adapt(adapters, f"{tower}_hidden_{i}", ours)
             terms.append(jnp.mean(jnp.square(ours - theirs.astype(jnp.float32))))
+    if not terms:
+        raise ValueError("there are no hidden layers to compare")
     return sum(terms) / len(terms)
 
 
@@ -192,7 +204,7 @@ def init_adapters(
         if config.embedding_weight > 0:
             widths[f"{tower}_embedding"] = student.embedding, teacher.embedding
         if config.hidden_weight > 0:
-            for i in range(len(config.hidden_layers)):
+            for i in range(len(config.hidden_pairs[tower])):
                 widths[f"{tower}_hidden_{i}"] = getattr(student, tower), getattr(teacher, tower)
     shapes = {name: shape for name, shape in widths.items() if shape[0] != shape[1]}
     keys = jax.random.split(key, len(shapes))

@@ -63,6 +63,13 @@ class OptimConfig:
                 raise ValueError(f"optim.{name}={getattr(self, name)}: must be within 0 and 1")
         if self.lr <= 0 or self.warmup_steps < 0 or self.grad_clip < 0:
             raise ValueError("optim: lr must be positive; warmup_steps and grad_clip not negative")
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"optim.no_decay: {pattern!r} is no regular expression: {error}"
+                ) from None
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tclip.experiment import Experiment
+from tclip.experiment import Experiment, differences
 from tclip.losses import Widths, init_adapters
 from tclip.models import CLIPConfig, init_params
 from tclip.quant import init_quant
@@ -47,11 +47,16 @@ class TrainState:
         return {"params": source["params"], "quant": source["quant"]}
 
 
-def same_layout(a: Params, b: Params) -> bool:
-    """Whether two trees of arrays (or of their shapes) have the same paths and shapes."""
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
-        jax.tree.map(lambda x, y: x.shape == y.shape, a, b)
-    )
+def random_start(experiment: Experiment, teacher_model: CLIPConfig | None) -> str:
+    """Says why the student starts from random weights; "" if from those of the teacher."""
+    if teacher_model is None:
+        return "there is no teacher"
+    if not experiment.teacher.init_student:
+        return "teacher.init_student is off"
+    for key in differences(experiment.model, teacher_model):
+        if key not in ("dtype", "remat"):
+            return f"model.{key} differs"
+    return ""
 
 
 def create_state(
@@ -71,7 +76,7 @@ def create_state(
     """
     params_key, adapters_key = jax.random.split(jax.random.key(experiment.seed))
     params = init_params(experiment.model, params_key)
-    if experiment.teacher.init_student and same_layout(params, teacher_params):
+    if not random_start(experiment, teacher_model):
         params = _copy(teacher_params)
     adapters = {}
     if teacher_model is not None:

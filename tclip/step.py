@@ -27,27 +27,28 @@ def forward(
     model: CLIPConfig,
     params: Params,
     batch: Batch,
-    hidden_layers: tuple[int, ...],
+    hidden_layers: dict[str, tuple[int, ...]],
     sharding: NamedSharding,
 ) -> Outputs:
     """Runs both towers.
 
     Args:
       batch: {"images" float32 [B, S, S, 3], "tokens" int32 [B, L]}.
-      hidden_layers: blocks of both towers whose outputs are wanted.
+      hidden_layers: blocks whose outputs are wanted, of the towers "image" and "text".
       sharding: of arrays with a leading batch axis.
     """
 
-    def encode(inputs: jax.Array, method: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def encode(inputs: jax.Array, tower: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        layers = hidden_layers[tower]
         outputs = CLIP(model).apply(
-            {"params": params}, inputs, hidden_layers=hidden_layers, method=method
+            {"params": params}, inputs, hidden_layers=layers, method=f"encode_{tower}"
         )
-        embedding_BxD, hidden = outputs if hidden_layers else (outputs, ())
+        embedding_BxD, hidden = outputs if layers else (outputs, ())
         # Left alone, the partitioner may gather the batch and repeat the losses on every device.
         return jax.lax.with_sharding_constraint(embedding_BxD, sharding), hidden
 
-    image, image_hidden = encode(batch["images"], "encode_image")
-    text, text_hidden = encode(batch["tokens"], "encode_text")
+    image, image_hidden = encode(batch["images"], "image")
+    text, text_hidden = encode(batch["tokens"], "text")
     return Outputs(
         image=image,
         text=text,
@@ -73,8 +74,10 @@ def make_train_step(
     The batch is {"images" float32 [B, S, S, 3], "tokens" int32 [B, L], "skipped" int32 [B]}; the
     metrics are float32 scalars, "skipped" counts from the beginning of training.
     """
-    student_layers = tuple(student for student, _ in experiment.loss.hidden_layers)
-    teacher_layers = tuple(teacher for _, teacher in experiment.loss.hidden_layers)
+    pairs = experiment.loss.hidden_pairs
+    student_layers, teacher_layers = (
+        {tower: tuple(pair[side] for pair in pairs[tower]) for tower in pairs} for side in (0, 1)
+    )
     batch_axis = batch_sharding(mesh)
     micro_axis = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
     accumulate = experiment.optim.accumulate

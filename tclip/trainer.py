@@ -30,7 +30,13 @@ from tclip.data import (
     train_batches,
     train_tokenizer,
 )
-from tclip.experiment import Experiment, check_resumable, read_experiment, write_experiment
+from tclip.experiment import (
+    Experiment,
+    check_hidden_layers,
+    check_resumable,
+    read_experiment,
+    write_experiment,
+)
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
 from tclip.models import CLIPConfig
@@ -38,7 +44,7 @@ from tclip.optim import learning_rate, make_optimizer
 from tclip.packed import PREPROCESSOR, TOKENIZER
 from tclip.quant import ternarize_params
 from tclip.sharding import batch_sharding, check_batch, make_mesh, tree_shardings
-from tclip.state import Params, TrainState, create_state
+from tclip.state import Params, TrainState, create_state, random_start
 from tclip.step import Batch, make_train_step
 
 RESULT_FILE = "result.json"
@@ -109,6 +115,10 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             logger.info("%s: continuing after step %d", workdir, start)
             state = checkpoints.restore(_place(abstract_state, shardings), iterator)
         else:
+            if teacher.config is not None:
+                reason = random_start(experiment, teacher.config)
+                origin = f"random weights: {reason}" if reason else "the teacher's weights"
+                logger.info("the student starts from %s", origin)
             state = jax.jit(init, out_shardings=shardings)(teacher.params)
 
         with MetricWriter(
@@ -189,11 +199,13 @@ def load_teacher(experiment: Experiment, mesh: Mesh) -> Teacher:
     """Returns the teacher, its parameters on every device; without a teacher both parts are None.
 
     Raises:
-      ValueError: the teacher does not see the pixels and tokens that the student sees.
+      ValueError: the teacher does not see the pixels and tokens that the student sees, or lacks a
+        layer that the loss compares with.
     """
     if not experiment.teacher.path:
         return Teacher(None, None)
     of_teacher, params, quant = load_trained(experiment.teacher.path)
+    check_hidden_layers(experiment.loss, "teacher", of_teacher.model)
     ours, theirs = experiment.preprocess, of_teacher.preprocess
     for name in ("image_size", "mean", "std"):
         if getattr(ours, name) != getattr(theirs, name):

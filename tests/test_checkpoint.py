@@ -157,9 +157,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             path.write_bytes(b"")
     with (
         Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints,
-        pytest.raises(CheckpointError, match=f"{CHECKPOINTS}/4"),
+        pytest.raises(CheckpointError, match=f"{CHECKPOINTS}/4 is damaged"),
     ):
         checkpoints.restore(abstract(make_state(1), devices=1), make_iterator())
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
+        checkpoints.save(4, make_state(1), make_iterator(), None)
+    experiment = build(Experiment, {"preprocess": {"image_size": 32}, "model": TINY})
+    write_experiment(experiment, tmp_path)
+    with pytest.raises(CheckpointError, match=r"/4 .*of another architecture than config\.json"):
+        load_trained(tmp_path)
 
 
 def test_load_trained_says_what_is_missing(tmp_path):

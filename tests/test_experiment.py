@@ -1,18 +1,24 @@
 """Configs: complete, checked, written down and compared."""
 
+import dataclasses
+import json
+
 import ml_collections
 import pytest
 
-from tclip.config import build
+from tclip.config import build, to_dict
 from tclip.experiment import (
     CONFIG_FILE,
     Experiment,
+    check_hidden_layers,
     check_resumable,
     default_config,
     experiment_from_config,
     read_experiment,
     write_experiment,
 )
+from tclip.losses import LossConfig
+from tclip.models import architecture
 
 
 def changed(**groups) -> Experiment:
@@ -44,8 +50,14 @@ def test_a_value_of_the_wrong_type_is_refused():
     [
         ({"preprocess": {"image_size": 32}}, "preprocess.image_size=32"),
         ({"loss": {"embedding_weight": 1.0}}, "set teacher.path"),
+        ({"loss": {"contrastive": "sigmoid"}}, "needs model.logit_bias"),
         ({"train": {"steps": 50}}, "warmup_steps=100"),
         ({"train": {"steps": 0}}, "train.steps=0"),
+        ({"train": {"batch_size": 0}}, "train.batch_size=0"),
+        ({"train": {"num_workers": -1}}, "train.num_workers=-1"),
+        ({"eval": {"batch_size": 0}}, "eval.batch_size=0"),
+        ({"eval": {"num_workers": -1}}, "eval.num_workers=-1"),
+        ({"optim": {"no_decay": ("*bias",)}}, r"optim.no_decay: '\*bias' is no regular expression"),
         ({"train": {"eval_every": 300}}, "multiple of train.checkpoint_every=500"),
         ({"tokenizer": {"kind": "words"}}, "tokenizer.kind='words'"),
         ({"tokenizer": {"kind": "clip"}}, "needs tokenizer.path"),
@@ -56,11 +68,49 @@ def test_contradictions_are_refused(groups, message):
         changed(**groups)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"hidden_layers": ((4, 0),)}, r"loss\.hidden_layers: the student's image tower .* 0\.\.3"),
+        ({"hidden_layers": ((-1, 0),)}, r"loss\.hidden_layers: .* no layer -1"),
+        (
+            {"hidden_layers": ((0, 0),), "text_hidden_layers": ((1, 1), (9, 0))},
+            r"loss\.text_hidden_layers: the student's text tower .* no layer 9",
+        ),
+    ],
+)
+def test_hidden_layers_that_the_student_lacks_are_refused(loss, message):
+    with pytest.raises(ValueError, match=message):
+        changed(teacher={"path": "x"}, loss={"hidden_weight": 1.0} | loss)
+
+
+def test_the_towers_of_a_teacher_have_each_their_own_layers():
+    loss = LossConfig(
+        hidden_weight=1.0, hidden_layers=((3, 23),), text_hidden_layers=((1, 5), (3, 11))
+    )
+    teacher = architecture("ViT-L/14")
+    check_hidden_layers(loss, "teacher", teacher)
+    deeper = dataclasses.replace(loss, text_hidden_layers=loss.hidden_layers)
+    with pytest.raises(ValueError, match=r"teacher's text tower has layers 0\.\.11, no layer 23"):
+        check_hidden_layers(deeper, "teacher", teacher)
+
+
+def test_a_key_that_a_file_lacks_has_its_default(tmp_path):
+    values = to_dict(Experiment())
+    del values["loss"]["text_hidden_layers"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(values))
+    assert read_experiment(tmp_path) == Experiment()
+
+
 def test_an_experiment_survives_its_file(tmp_path):
     experiment = changed(
         seed=3,
         teacher={"path": "x"},
-        loss={"hidden_weight": 1.0, "hidden_layers": ((0, 1), (1, 3))},
+        loss={
+            "hidden_weight": 1.0,
+            "hidden_layers": ((0, 1), (1, 3)),
+            "text_hidden_layers": ((1, 5),),
+        },
         optim={"no_decay": ("a", "b")},
     )
     write_experiment(experiment, tmp_path)

@@ -23,6 +23,7 @@ EVERYTHING = LossConfig(
     embedding_weight=5.0,
     hidden_weight=0.5,
     hidden_layers=((0, 1), (1, 3)),
+    text_hidden_layers=((0, 0), (1, 1)),
 )
 
 
@@ -142,6 +143,25 @@ def test_hidden_mse_is_the_mean_over_pairs_and_towers():
     assert_close(losses.hidden_mse(student, teacher, {}), expected)
 
 
+@pytest.mark.parametrize(("images", "texts"), [(1, 0), (0, 2), (2, 1)])
+def test_towers_may_have_different_numbers_of_hidden_pairs(images, texts):
+    student, teacher = (
+        dataclasses.replace(
+            outputs,
+            image_hidden=outputs.image_hidden[:images],
+            text_hidden=outputs.text_hidden[:texts],
+        )
+        for outputs in (make_outputs(27), make_outputs(28))
+    )
+    pairs = zip(
+        student.image_hidden + student.text_hidden,
+        teacher.image_hidden + teacher.text_hidden,
+        strict=True,
+    )
+    expected = np.mean([((s.astype(np.float64) - t) ** 2).mean() for s, t in pairs])
+    assert_close(losses.hidden_mse(student, teacher, {}), expected)
+
+
 def test_adapters_bridge_widths_that_differ():
     student, teacher = make_outputs(12), make_outputs(13, embedding=D + 3, width=W + 4)
     adapters = losses.init_adapters(
@@ -171,8 +191,11 @@ def test_adapters_only_where_they_are_needed():
     key, ours, theirs = jax.random.key(0), Widths(8, 16, 16), Widths(12, 24, 16)
     assert losses.init_adapters(key, ours, ours, EVERYTHING) == {}
     assert losses.init_adapters(key, ours, theirs, LossConfig(similarity_weight=1.0)) == {}
-    only_hidden = LossConfig(hidden_weight=1.0, hidden_layers=((0, 0),))
-    assert set(losses.init_adapters(key, ours, theirs, only_hidden)) == {"image_hidden_0"}
+    both = LossConfig(hidden_weight=1.0, hidden_layers=((0, 0),), text_hidden_layers=((0, 0),))
+    assert set(losses.init_adapters(key, ours, theirs, both)) == {"image_hidden_0"}
+    only_image = LossConfig(hidden_weight=1.0, hidden_layers=((0, 0), (1, 1)))
+    adapters = losses.init_adapters(key, Widths(8, 16, 16), Widths(8, 24, 24), only_image)
+    assert set(adapters) == {"image_hidden_0", "image_hidden_1"}
     adapters = losses.init_adapters(key, Widths(400, 1, 1), Widths(300, 1, 1), EVERYTHING)
     assert not np.array_equal(adapters["image_embedding"], adapters["text_embedding"])
     np.testing.assert_allclose(np.std(adapters["image_embedding"]), 400**-0.5, rtol=0.02)
@@ -281,6 +304,7 @@ def test_caption_positives_are_pairwise_equality(tokens):
         ({"temperature": 0.0}, "temperature 0.0"),
         ({"hidden_weight": 1.0}, "hidden_layers"),
         ({"hidden_layers": ((0, 0),)}, "hidden_weight"),
+        ({"text_hidden_layers": ((0, 0),)}, "hidden_weight"),
     ],
 )
 def test_bad_configs_are_refused(options, message):
@@ -300,6 +324,9 @@ def test_hidden_layers_need_equal_token_counts():
         losses.hidden_mse(teacher, short, {})
     with pytest.raises(ValueError, match=r"image: 2 hidden layers .* 0"):
         losses.hidden_mse(teacher, dataclasses.replace(teacher, image_hidden=()), {})
+    none = dataclasses.replace(teacher, image_hidden=(), text_hidden=())
+    with pytest.raises(ValueError, match="no hidden layers"):
+        losses.hidden_mse(none, none, {})
 
 
 def test_the_losses_load_nothing_above_jax():

@@ -26,7 +26,11 @@ def make_experiment(accumulate: int) -> Experiment:
         quant=dataclasses.replace(tiny.POLICY, estimator="twn"),
         teacher=TeacherConfig(path="given as an argument"),
         loss=LossConfig(
-            similarity_weight=1, embedding_weight=1, hidden_weight=1, hidden_layers=((0, 1),)
+            similarity_weight=1,
+            embedding_weight=1,
+            hidden_weight=1,
+            hidden_layers=((0, 1),),
+            text_hidden_layers=((0, 1), (1, 0)),
         ),
         optim=OptimConfig(warmup_steps=2, accumulate=accumulate, ema_decay=0.9),
     )
@@ -67,12 +71,14 @@ def test_eight_devices_equal_one(accumulate):
     eight, metrics_of_eight, _ = run(8, accumulate)
     for name, value in metrics_of_one.items():
         np.testing.assert_allclose(metrics_of_eight[name], value, rtol=1e-5, err_msg=name)
-    # The first moment after one step is a multiple of the clipped gradient. A gradient that is zero
-    # but for rounding is compared on the scale of its leaf.
+    # The first moment after one step is a multiple of the clipped gradient; its global norm is 0.1.
+    # Sums in another order differ by the rounding of float32 on the scale of their terms: for most
+    # leaves that is the leaf's own, but where terms cancel (a bias of the keys changes nothing in
+    # a softmax) all that is left is rounding, some 1e-8 on the scale of the whole gradient.
     gradients = (state.opt_state[1].mu for state in (one, eight))
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         a, b = np.asarray(a), np.asarray(b)
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * max(abs(a).max(), 1e-6))
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * abs(a).max() + 1e-8)
 
 
 def test_state_stays_on_the_whole_mesh():
