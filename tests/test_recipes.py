@@ -33,7 +33,7 @@ def points():
             yield pytest.param(file, "student", overrides, id=f"{file.stem}-sweep-{number}")
 
 
-@pytest.mark.parametrize(("file", "role", "overrides"), points())
+@pytest.mark.parametrize(("file", "role", "overrides"), list(points()))
 def test_builds(file, role, overrides):
     config = load(file).get_config(role)
     config.update_from_flattened_dict(overrides)
