@@ -156,7 +156,6 @@ def test_the_sigmoid_loss_learns_a_bias(data_dir, tmp_path):
         loss={"contrastive": "sigmoid"},
         optim={"warmup_steps": 0},
         train={"batch_size": 16, "steps": 1},
-        eval={"data": {"source": ""}},
     )
     assert np.isfinite(train(experiment, tmp_path)["loss"])
     before = init_params(experiment.model, jax.random.key(0))["logit_bias"]
