@@ -103,7 +103,8 @@ def test_micro_batches_are_averaged():
     schedule = learning_rate(experiment.optim, 10)
     teacher = tiny.params(seed=1)
     step = jax.jit(make_train_step(experiment, experiment.model, optimizer, schedule, mesh))
-    state = create_state(experiment, experiment.model, optimizer, teacher)
+    init = functools.partial(create_state, experiment, experiment.model, optimizer)
+    state = jax.jit(init)(teacher)
     halves = [{key: value[i::2] for key, value in make_batch().items()} for i in range(2)]
     losses = [float(step(state, teacher, half)[1]["loss"]) for half in halves]
     assert float(whole["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
