@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import ml_collections
 
 from tclip.config import build, to_dict
 from tclip.data import PreprocessConfig, SourceConfig
+from tclip.files import write_whole
 from tclip.losses import LossConfig
 from tclip.models import CLIPConfig, architecture
 from tclip.optim import OptimConfig, learning_rate
@@ -200,9 +200,7 @@ def experiment_from_config(config: ml_collections.ConfigDict) -> Experiment:
 
 def write_experiment(experiment: Experiment, workdir: Path) -> None:
     """Writes config.json whole or not at all."""
-    partial = workdir / (CONFIG_FILE + ".partial")
-    partial.write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
-    os.replace(partial, workdir / CONFIG_FILE)
+    write_whole(workdir / CONFIG_FILE, json.dumps(to_dict(experiment), indent=2) + "\n")
 
 
 def read_experiment(workdir: Path) -> Experiment:

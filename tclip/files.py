@@ -1,6 +1,7 @@
-"""Errors that name the file they are about."""
+"""Files that are written whole, and errors that name the file they are about."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,3 +15,11 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that others see whole or as it was before; an OSError names it."""
+    partial = path.with_name(path.name + ".partial")
+    with naming(partial):
+        partial.write_text(text)
+    os.replace(partial, path)

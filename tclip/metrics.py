@@ -4,7 +4,6 @@ import datetime
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from tclip.files import naming
+from tclip.files import naming, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -56,10 +55,7 @@ class MetricWriter:
         """
         kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         self._jsonl, self._events = workdir / METRICS_FILE, workdir / TENSORBOARD
-        partial = self._jsonl.with_suffix(".partial")
-        with naming(partial):
-            partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self._jsonl)
+        write_whole(self._jsonl, "".join(json.dumps(row) + "\n" for row in kept))
         self._events.mkdir(exist_ok=True)
         self._tensorboard = EventsWriter(str(self._events / "events"))
         # Tells TensorBoard to drop them as well.

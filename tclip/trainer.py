@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from tclip.experiment import (
     read_experiment,
     write_experiment,
 )
+from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
 from tclip.models import CLIPConfig
@@ -274,9 +274,7 @@ def write_result(workdir: Path) -> dict[str, Any]:
     for row in rows:
         if row["step"] == rows[-1]["step"]:
             result |= row
-    partial = workdir / (RESULT_FILE + ".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, workdir / RESULT_FILE)
+    write_whole(workdir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     return result
 
 
