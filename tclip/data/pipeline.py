@@ -70,7 +70,10 @@ class TrainExamples:
         if not captions:
             raise BadSample(f"{sample.key}: no caption")
         caption = captions[int(rng.integers(len(captions)))]
-        image = augment(_decode(sample), self.preprocess_cfg, rng)
+        try:
+            (image,) = augment(sample.image, [self.preprocess_cfg], rng)
+        except BadSample as error:
+            raise BadSample(f"{sample.key}: {error}") from None
         return image, self.tokenizer.encode([caption])[0]
 
 

@@ -1,13 +1,15 @@
 """Encoded bytes to the float arrays that CLIP sees; hostile input ends in BadSample."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tclip.data.source import BadSample
 
@@ -23,6 +25,9 @@ class PreprocessConfig:
 
     Attributes:
       image_size: side of the square output, pixels.
+      interpolation: "bicubic" or "bilinear", both with Pillow's antialiasing.
+      resize: how evaluation comes to a square: "shortest" resizes the shorter side and crops the
+        centre (CLIP), "squash" resizes both sides (SigLIP).
       train_scale: range of the cropped fraction of the area in training.
       train_ratio: range of the crop's aspect ratio, drawn log-uniformly.
       flip: mirror half of the training images; wrong where captions say left or right.
@@ -32,6 +37,7 @@ class PreprocessConfig:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: str = "bicubic"
+    resize: str = "shortest"
     train_scale: tuple[float, float] = (0.6, 1.0)
     train_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
@@ -42,6 +48,8 @@ class PreprocessConfig:
         if self.interpolation not in RESAMPLING:
             known = ", ".join(RESAMPLING)
             raise ValueError(f"unknown interpolation {self.interpolation!r}; known: {known}")
+        if self.resize not in ("shortest", "squash"):
+            raise ValueError(f"unknown resize {self.resize!r}; known: shortest, squash")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         if not 0 < self.train_scale[0] <= self.train_scale[1] <= 1:
@@ -59,54 +67,58 @@ def decode_image(data: bytes) -> Image.Image:
     Raises:
       BadSample: undecodable, truncated, of another format than `FORMATS`, or over MAX_PIXELS.
     """
-    file = io.BytesIO(data)
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height <= MAX_PIXELS:
-                return _to_rgb(ImageOps.exif_transpose(image))
-    # Decoders raise nearly anything on hostile input: OSError, ValueError, SyntaxError...
-    except Exception as error:
-        reason = str(error).replace(f" {file!r}", "")  # Pillow names the buffer, which says nothing
-        raise BadSample(f"undecodable image ({type(error).__name__}: {reason})") from None
-    raise BadSample(f"image of {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels")
+    with _decoding():
+        return _upright_rgb(_open(data))
 
 
 def preprocess(image: Image.Image, cfg: PreprocessConfig) -> np.ndarray:
-    """Resizes the shorter side, crops the centre and normalises; the evaluation transform.
+    """Brings an image to a square as `cfg.resize` says and normalises; the evaluation transform.
 
-    The same pixels as torchvision's Resize and CenterCrop on a PIL image, but only the crop is ever
-    resized, so that an extreme aspect ratio costs nothing.
+    The pixels of Hugging Face's CLIPImageProcessor and SiglipImageProcessor, but only the crop is
+    ever resized, so that an extreme aspect ratio costs nothing.
 
     Returns:
       float32 [image_size, image_size, 3].
     """
+    if cfg.resize == "squash":
+        return _normalize(_resize(image, (0, 0, *image.size), cfg), cfg)
     size = cfg.image_size
     short = min(image.size)
     resized = [int(size * side / short) for side in image.size]  # width, height
-    corner = [round((side - size) / 2) for side in resized]
+    corner = [(side - size) // 2 for side in resized]
     # Back to pixels of the original: each axis has its own exact ratio after the truncation.
     low = [c * side / new for c, side, new in zip(corner, image.size, resized, strict=True)]
     high = [
         min((c + size) * side / new, side)
         for c, side, new in zip(corner, image.size, resized, strict=True)
     ]
-    return _resize_and_normalize(image, (*low, *high), cfg)
+    return _normalize(_resize(image, (*low, *high), cfg), cfg)
 
 
-def augment(image: Image.Image, cfg: PreprocessConfig, rng: np.random.Generator) -> np.ndarray:
+def augment(
+    data: bytes, views: Sequence[PreprocessConfig], rng: np.random.Generator
+) -> list[np.ndarray]:
     """Random-resized crop (Szegedy et al., arXiv 1409.4842) and flip; the training transform.
 
-    The crop has the distribution of torchvision's RandomResizedCrop: area uniform in train_scale,
-    aspect ratio log-uniform in train_ratio, ten tries, then the largest central crop in range.
+    One crop and one flip are drawn, by the ranges of views[0], and every view shows them in its own
+    size and normalisation; the draws do not depend on the other views. The crop has the
+    distribution of torchvision's RandomResizedCrop: area uniform in train_scale, aspect ratio
+    log-uniform in train_ratio, ten tries, then the largest central crop in range.
 
     Returns:
-      float32 [image_size, image_size, 3].
+      float32 [image_size, image_size, 3] for each view.
+
+    Raises:
+      BadSample: as `decode_image`.
     """
-    array = _resize_and_normalize(image, _random_crop(image.size, cfg, rng), cfg)
-    if cfg.flip and rng.random() < 0.5:
-        array = np.ascontiguousarray(array[:, ::-1])
-    return array
+    image = decode_image(data)
+    box = _random_crop(image.size, views[0], rng)
+    mirrored = views[0].flip and rng.random() < 0.5
+    arrays = []
+    for cfg in views:
+        pixels = _resize(image, box, cfg)
+        arrays.append(_normalize(pixels[:, ::-1] if mirrored else pixels, cfg))
+    return arrays
 
 
 def save_preprocess(cfg: PreprocessConfig, path: Path | str) -> None:
@@ -151,13 +163,40 @@ def load_preprocess(path: Path | str) -> PreprocessConfig:
         ) from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turns into BadSample whatever a decoder raises on hostile input."""
+    try:
+        yield
+    except BadSample:
+        raise
+    except Exception as error:  # OSError, ValueError, SyntaxError, struct.error...
+        raise BadSample(f"undecodable image ({type(error).__name__}: {error})") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header of an image file and checks the size it states."""
+    file = io.BytesIO(data)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:  # its message names the buffer, which says nothing
+        raise BadSample(f"not an image file of {', '.join(FORMATS)}") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadSample(
+            f"image of {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels"
+        )
+    return image
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16-bit greyscale
         grey = np.asarray(image).astype(np.uint32) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA")  # Pillow warns where it is asked for RGB at once
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a copy costs
 
 
 def _random_crop(size: tuple[int, int], cfg: PreprocessConfig, rng) -> tuple[int, int, int, int]:
@@ -176,8 +215,12 @@ def _random_crop(size: tuple[int, int], cfg: PreprocessConfig, rng) -> tuple[int
     return left, top, left + w, top + h
 
 
-def _resize_and_normalize(image: Image.Image, box, cfg: PreprocessConfig) -> np.ndarray:
+def _resize(image: Image.Image, box, cfg: PreprocessConfig) -> np.ndarray:
+    """Resizes what lies in `box` (left, top, right, bottom) to uint8 [S, S, 3]."""
     side = (cfg.image_size, cfg.image_size)
-    pixels = np.asarray(image.resize(side, RESAMPLING[cfg.interpolation], box=box), np.float32)
+    return np.asarray(image.resize(side, RESAMPLING[cfg.interpolation], box=box))
+
+
+def _normalize(pixels: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
     mean, std = np.asarray(cfg.mean, np.float32), np.asarray(cfg.std, np.float32)
-    return (pixels / 255 - mean) / std
+    return (pixels.astype(np.float32) / 255 - mean) / std

@@ -94,9 +94,10 @@ def test_exif_orientation_is_undone(orientation):
 
 def test_wide_images_work_up_to_the_limit_and_are_refused_above_it(monkeypatch):
     cfg = PreprocessConfig(image_size=32)
-    strip = decode_image(encode(Image.new("RGB", (20_000, 3), "red")))
-    assert preprocess(strip, cfg).shape == (32, 32, 3)
-    assert augment(strip, cfg, np.random.default_rng(0)).shape == (32, 32, 3)
+    strip = encode(Image.new("RGB", (20_000, 3), "red"))
+    assert preprocess(decode_image(strip), cfg).shape == (32, 32, 3)
+    (view,) = augment(strip, [cfg], np.random.default_rng(0))
+    assert view.shape == (32, 32, 3)
     huge = encode(Image.new("1", (20_000, 4_000)))
     loads = []
     monkeypatch.setattr(Image.Image, "load", lambda self: loads.append(self))
@@ -142,13 +143,13 @@ def test_damaged_bytes_either_decode_or_are_bad_samples(fmt, data):
 
 
 def reference_preprocess(image, cfg):
-    """Resize(shorter side) then CenterCrop, as torchvision does, on whole images."""
+    """Resizes the shorter side, then crops the centre, on whole images, as Hugging Face does."""
     size, (width, height) = cfg.image_size, image.size
     if width < height:
         new = (size, int(size * height / width))
     else:
         new = (int(size * width / height), size)
-    left, top = round((new[0] - size) / 2.0), round((new[1] - size) / 2.0)
+    left, top = (new[0] - size) // 2, (new[1] - size) // 2
     resized = image.resize(new, transforms.RESAMPLING[cfg.interpolation])
     cropped = resized.crop((left, top, left + size, top + size))
     return (np.asarray(cropped, np.float64) / 255 - cfg.mean) / cfg.std
@@ -195,15 +196,42 @@ def test_crops_have_the_published_distribution():
 
 def test_augment_is_a_function_of_its_generator_and_flips_half():
     image = gradient(40, 40)
+    data = encode(image)
     cfg = PreprocessConfig(image_size=16, train_scale=(1.0, 1.0), train_ratio=(1.0, 1.0), flip=True)
-    outputs = [augment(image, cfg, np.random.default_rng(i)) for i in range(40)]
-    again = [augment(image, cfg, np.random.default_rng(i)) for i in range(40)]
+    outputs = [augment(data, [cfg], np.random.default_rng(i))[0] for i in range(40)]
+    again = [augment(data, [cfg], np.random.default_rng(i))[0] for i in range(40)]
     assert all(np.array_equal(a, b) for a, b in zip(outputs, again, strict=True))
     plain = preprocess(image, cfg)
     kept = sum(np.array_equal(out, plain) for out in outputs)
     mirrored = sum(np.array_equal(out, plain[:, ::-1]) for out in outputs)
     assert kept + mirrored == 40
     assert 8 < kept < 32
+
+
+def test_views_show_one_crop_in_their_own_size_and_normalisation():
+    student = PreprocessConfig(image_size=16, train_scale=(0.2, 0.9), flip=True)
+    teacher = PreprocessConfig(image_size=24, mean=(0.5,) * 3, std=(0.5,) * 3)
+    image = gradient(90, 70)
+    for seed in range(6):
+        rngs = [np.random.default_rng(seed) for _ in range(3)]
+        alone = augment(encode(image), [student], rngs[0])
+        both = augment(encode(image), [student, teacher], rngs[1])
+        assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
+        np.testing.assert_array_equal(both[0], alone[0])
+        box = transforms._random_crop(image.size, student, rngs[2])
+        mirrored = rngs[2].random() < 0.5
+        expected = image.resize((24, 24), Image.Resampling.BICUBIC, box=box)
+        if mirrored:
+            expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        np.testing.assert_allclose(both[1], np.asarray(expected) / 127.5 - 1, atol=1e-6)
+
+
+def test_augment_refuses_what_decode_image_refuses():
+    with pytest.raises(BadSample, match="not an image file of JPEG"):
+        augment(b"hello", [PreprocessConfig()], np.random.default_rng(0))
+    data = encode(gradient(64, 64), "JPEG")
+    with pytest.raises(BadSample, match=r"(?i)truncated"):
+        augment(data[: len(data) // 2], [PreprocessConfig()], np.random.default_rng(0))
 
 
 def test_config_round_trip_and_older_files(tmp_path):
