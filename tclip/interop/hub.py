@@ -1,0 +1,49 @@
+"""Model folders by path or by Hugging Face hub id."""
+
+from pathlib import Path
+
+# What is read of a model: never pickles, never code, nothing of a subfolder.
+PATTERNS = ["*.json", "*.safetensors", "*.txt"]
+SUBFOLDERS = ["*/*"]
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """Returns the folder of a model: an existing one, or a hub model in huggingface_hub's cache.
+
+    Args:
+      name_or_path: a folder, or "owner/name" or "owner/name@revision" on the hub. A hub model is
+        downloaded unless the cache has it; HF_HOME, HF_HUB_OFFLINE and HF_TOKEN count as usual.
+
+    Raises:
+      FileNotFoundError: the folder is absent, or the hub model is neither cached nor to be had.
+    """
+    name = str(name_or_path)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    repo_id, _, revision = name.partition("@")
+    if folder.exists():
+        raise FileNotFoundError(f"{folder} is a file; give the folder that holds it")
+    if name.startswith((".", "/", "~")) or repo_id.count("/") != 1 or "" in repo_id.split("/"):
+        raise FileNotFoundError(f"no model folder at {name}; on the hub it would be owner/name")
+    return _cached(repo_id, revision or None)
+
+
+def _cached(repo_id: str, revision: str | None) -> Path:
+    # Here, as it takes long to import and most models are folders.
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo_id, revision=revision, allow_patterns=PATTERNS, ignore_patterns=SUBFOLDERS
+        )
+    # Beside OSErrors the library raises ValueErrors (a malformed id) and those of its HTTP client.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        command = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
+        patterns = " ".join(f"--include '{pattern}'" for pattern in PATTERNS)
+        raise FileNotFoundError(
+            f"{repo_id} is no folder here, and the hub model could not be had ({reason}). Where "
+            f"there is a network, run: {command} {patterns}; then copy its cache (HF_HOME) here"
+        ) from None
+    return Path(folder)
