@@ -1,16 +1,10 @@
 """Data: sources of images and captions, transforms, tokenizer, and the Grain pipeline."""
 
 from tclip.data.pipeline import eval_batches, train_batches
+from tclip.data.preprocessor_config import load_preprocess, save_preprocess
 from tclip.data.source import BadSample, Sample, Source, SourceConfig, open_source
 from tclip.data.tokenizer import Tokenizer, clip_tokenizer, load_tokenizer, train_tokenizer
-from tclip.data.transforms import (
-    PreprocessConfig,
-    augment,
-    decode_image,
-    load_preprocess,
-    preprocess,
-    save_preprocess,
-)
+from tclip.data.transforms import PreprocessConfig, augment, decode_image, preprocess
 
 __all__ = [
     "BadSample",

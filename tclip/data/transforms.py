@@ -3,10 +3,8 @@
 import contextlib
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -61,8 +59,9 @@ class PreprocessConfig:
 def decode_image(data: bytes) -> Image.Image:
     """Decodes the first frame of an image file, upright by its EXIF orientation, to RGB.
 
-    16-bit greyscale keeps its upper 8 bits; transparency is dropped, as CLIP's own preprocessing
-    does.
+    Transparent pixels are laid over white, as Hugging Face does (open_clip drops the transparency).
+    Other than Hugging Face, EXIF orientation is undone, and 16-bit greyscale keeps its upper 8 bits
+    (Pillow's conversion would turn nearly all of it white).
 
     Raises:
       BadSample: undecodable, truncated, of another format than `FORMATS`, or over MAX_PIXELS.
@@ -74,25 +73,29 @@ def decode_image(data: bytes) -> Image.Image:
 def preprocess(image: Image.Image, cfg: PreprocessConfig) -> np.ndarray:
     """Brings an image to a square as `cfg.resize` says and normalises; the evaluation transform.
 
-    The pixels of Hugging Face's CLIPImageProcessor and SiglipImageProcessor, but only the crop is
-    ever resized, so that an extreme aspect ratio costs nothing.
+    The pixels of Hugging Face's CLIPImageProcessor and SiglipImageProcessor. The whole image is
+    resized before it is cropped: Pillow rounds between its two passes and, given only the crop, may
+    take them in the other order, which differs by many grey levels.
 
     Returns:
       float32 [image_size, image_size, 3].
+
+    Raises:
+      BadSample: so long and narrow an image that it would have over MAX_PIXELS when resized.
     """
+    size, resample = cfg.image_size, RESAMPLING[cfg.interpolation]
     if cfg.resize == "squash":
-        return _normalize(_resize(image, (0, 0, *image.size), cfg), cfg)
-    size = cfg.image_size
+        return _normalize(image.resize((size, size), resample), cfg)
     short = min(image.size)
-    resized = [int(size * side / short) for side in image.size]  # width, height
-    corner = [(side - size) // 2 for side in resized]
-    # Back to pixels of the original: each axis has its own exact ratio after the truncation.
-    low = [c * side / new for c, side, new in zip(corner, image.size, resized, strict=True)]
-    high = [
-        min((c + size) * side / new, side)
-        for c, side, new in zip(corner, image.size, resized, strict=True)
-    ]
-    return _normalize(_resize(image, (*low, *high), cfg), cfg)
+    width, height = (int(size * side / short) for side in image.size)
+    if width * height > MAX_PIXELS:
+        raise BadSample(
+            f"image of {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS} "
+            f"pixels when resized to {width}x{height}"
+        )
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), resample)
+    return _normalize(resized.crop((left, top, left + size, top + size)), cfg)
 
 
 def augment(
@@ -116,51 +119,10 @@ def augment(
     mirrored = views[0].flip and rng.random() < 0.5
     arrays = []
     for cfg in views:
-        pixels = _resize(image, box, cfg)
-        arrays.append(_normalize(pixels[:, ::-1] if mirrored else pixels, cfg))
+        side = (cfg.image_size, cfg.image_size)
+        view = image.resize(side, RESAMPLING[cfg.interpolation], box=box)
+        arrays.append(_normalize(ImageOps.mirror(view) if mirrored else view, cfg))
     return arrays
-
-
-def save_preprocess(cfg: PreprocessConfig, path: Path | str) -> None:
-    """Writes preprocessor_config.json with the keys of Hugging Face's CLIPImageProcessor."""
-    side = cfg.image_size
-    values = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": int(RESAMPLING[cfg.interpolation]),
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(cfg.mean),
-        "image_std": list(cfg.std),
-    }
-    Path(path).write_text(json.dumps(values, indent=2) + "\n")
-
-
-def load_preprocess(path: Path | str) -> PreprocessConfig:
-    """Reads preprocessor_config.json; what only training uses keeps its default.
-
-    Raises:
-      FileNotFoundError, ValueError: the file is absent, or describes another preprocessing.
-    """
-    try:
-        values = json.loads(Path(path).read_text())
-        crop, resample = values["crop_size"], values.get("resample", 3)
-        names = {int(number): name for name, number in RESAMPLING.items()}
-        return PreprocessConfig(
-            image_size=int(crop["height"] if isinstance(crop, dict) else crop),
-            mean=tuple(map(float, values["image_mean"])),
-            std=tuple(map(float, values["image_std"])),
-            interpolation=names[resample],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a CLIP preprocessor_config.json ({type(error).__name__}: {error})"
-        ) from None
 
 
 @contextlib.contextmanager
@@ -194,8 +156,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale
         grey = np.asarray(image).astype(np.uint32) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
-    if image.mode == "P":
-        image = image.convert("RGBA")  # Pillow warns where it is asked for RGB at once
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")  # a copy costs
 
 
@@ -215,12 +178,6 @@ def _random_crop(size: tuple[int, int], cfg: PreprocessConfig, rng) -> tuple[int
     return left, top, left + w, top + h
 
 
-def _resize(image: Image.Image, box, cfg: PreprocessConfig) -> np.ndarray:
-    """Resizes what lies in `box` (left, top, right, bottom) to uint8 [S, S, 3]."""
-    side = (cfg.image_size, cfg.image_size)
-    return np.asarray(image.resize(side, RESAMPLING[cfg.interpolation], box=box))
-
-
-def _normalize(pixels: np.ndarray, cfg: PreprocessConfig) -> np.ndarray:
+def _normalize(image: Image.Image, cfg: PreprocessConfig) -> np.ndarray:
     mean, std = np.asarray(cfg.mean, np.float32), np.asarray(cfg.std, np.float32)
-    return (pixels.astype(np.float32) / 255 - mean) / std
+    return (np.asarray(image, np.float32) / 255 - mean) / std
