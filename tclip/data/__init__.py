@@ -3,7 +3,13 @@
 from tclip.data.pipeline import eval_batches, train_batches
 from tclip.data.preprocessor_config import load_preprocess, save_preprocess
 from tclip.data.source import BadSample, Sample, Source, SourceConfig, open_source
-from tclip.data.tokenizer import Tokenizer, clip_tokenizer, load_tokenizer, train_tokenizer
+from tclip.data.tokenizer import (
+    Tokenizer,
+    clip_tokenizer,
+    load_pretrained_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 from tclip.data.transforms import PreprocessConfig, augment, decode_image, preprocess
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "decode_image",
     "eval_batches",
     "load_preprocess",
+    "load_pretrained_tokenizer",
     "load_tokenizer",
     "open_source",
     "preprocess",

@@ -1,8 +1,10 @@
-"""CLIP's byte-pair tokenizer, with CLIP's own merges or merges trained on captions.
+"""CLIP's byte-pair tokenizer, with CLIP's own merges or merges trained on captions; and others'.
 
-Both kinds are one `tokenizer.json` of the Hugging Face `tokenizers` library with the same
-normalisation, splitting and layout of the vocabulary (Radford et al., arXiv 2103.00020): 256 byte
-symbols, the same with the end-of-word mark, one entry a merge, then the start and end tokens.
+Each is one `tokenizer.json` of the Hugging Face `tokenizers` library. CLIP's two kinds have the
+same normalisation, splitting and layout of the vocabulary (Radford et al., arXiv 2103.00020): 256
+byte symbols, the same with the end-of-word mark, one entry a merge, then the start and end tokens.
+Their ids are those of transformers' CLIPTokenizer; OpenAI's own code also repairs mojibake (ftfy)
+and undoes HTML entities (twice) beforehand, which neither does.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import (
@@ -26,8 +29,8 @@ START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 # Contractions, words, single digits, runs of anything else.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 48_894
-# Text is cut to this many characters a token of context before the tokenizer sees it.
-CHARACTERS_PER_TOKEN = 32
+# What follows so many characters is dropped unseen: a hostile text costs a tenth of a second.
+MAX_CHARACTERS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +43,26 @@ class Tokenizer:
     def __post_init__(self):
         if self.context_length < 3:
             raise ValueError(f"context_length must be at least 3, got {self.context_length}")
-        if None in (self.hf.token_to_id(START), self.hf.token_to_id(END)):
-            raise ValueError(f"the tokenizer has no {START} and {END}; is it a CLIP tokenizer?")
+        padding = self.hf.padding or {"pad_id": 0, "direction": "right"}
+        pad_token = self.hf.id_to_token(padding["pad_id"])
+        if pad_token is None:
+            raise ValueError(
+                f"the tokenizer pads with {padding['pad_id']}, which is no token of it"
+            )
         # A caption that spells a special token out is text like any other.
         self.hf.encode_special_tokens = True
         self.hf.enable_truncation(self.context_length)
-        self.hf.enable_padding(pad_id=0, pad_token="!", length=self.context_length)
+        self.hf.enable_padding(
+            direction=padding["direction"],
+            pad_id=padding["pad_id"],
+            pad_token=pad_token,
+            length=self.context_length,
+        )
+        if not self._last_of_a_text()[1]:
+            raise ValueError(
+                "the tokenizer ends a text with no special token; the text towers of CLIP and "
+                "SigLIP want one (add_eos_token in tokenizer_config.json, if it was forgotten)"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -53,17 +70,23 @@ class Tokenizer:
 
     @property
     def eot_token_id(self) -> int:
-        return self.hf.token_to_id(END)
+        """The token that ends every text: where CLIP's text tower pools (SigLIP's at the last)."""
+        return self._last_of_a_text()[0]
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Returns int32 [len(texts), context_length]: start, text, end, then zeros.
+        """Returns int32 [len(texts), context_length]: start if any, text, end, then padding.
 
-        Long text loses its tail, never the end token.
+        The padding is zeros for CLIP's kinds. Long text loses its tail, never the end token.
         """
-        limit = CHARACTERS_PER_TOKEN * self.context_length
-        encodings = self.hf.encode_batch_fast([text[:limit] for text in texts])
+        encodings = self.hf.encode_batch_fast([text[:MAX_CHARACTERS] for text in texts])
         ids = np.array([encoding.ids for encoding in encodings], np.int32)
         return ids.reshape(len(texts), self.context_length)
+
+    def _last_of_a_text(self) -> tuple[int, bool]:
+        """Returns the id before the padding, and whether it is a special token's."""
+        encoding = self.hf.encode("a")
+        last = np.flatnonzero(encoding.attention_mask)[-1]
+        return encoding.ids[last], bool(encoding.special_tokens_mask[last])
 
     def save(self, path: Path | str) -> None:
         """Writes tokenizer.json, without white space: it counts in the size of a shipped model."""
@@ -77,21 +100,48 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path | str, context_length: int) -> Tokenizer:
-    """Reads a tokenizer.json.
+    """Reads a tokenizer.json; it is padded as the file says, or else with zeros.
 
     Raises:
       FileNotFoundError: there is none at `path`.
-      ValueError: the file is not a tokenizer, or not one with CLIP's start and end tokens.
+      ValueError: the file is not a tokenizer, or not one that ends texts with a special token.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}; expected a tokenizer.json")
+    return Tokenizer(_read_hf(path), context_length)
+
+
+def load_pretrained_tokenizer(folder: Path, context_length: int) -> Tokenizer:
+    """Reads the tokenizer of a Hugging Face model folder, its padding and special tokens included.
+
+    That is tokenizer.json, or vocab.json and merges.txt of a CLIP, with what tokenizer_config.json
+    and special_tokens_map.json say of them. Text is lower-cased where they say `do_lower_case`, as
+    SigLIP 2 was trained, although the Gemma tokenizer that its folders name does not do it.
+
+    Raises:
+      FileNotFoundError: the folder holds no tokenizer that is read.
+      ValueError: a file is broken, or they do not fit together.
+    """
+    file, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if file.is_file():
+        hf = _read_hf(file)
+    elif vocab.is_file() and merges.is_file():
+        hf = _read_legacy_clip(vocab, merges)
+    else:
+        raise FileNotFoundError(
+            f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt; where there is "
+            "only a SentencePiece model, write tokenizer.json once by transformers' AutoTokenizer."
+            "from_pretrained(folder).save_pretrained(folder); where there is nothing (some "
+            "open_clip models), copy the files of openai/clip-vit-base-patch32"
+        )
+    settings = _read_object(folder / "special_tokens_map.json")
+    settings |= _read_object(folder / "tokenizer_config.json")
     try:
-        hf = HFTokenizer.from_str(path.read_text(encoding="utf-8"))
-    # The library raises bare Exception.
-    except Exception as error:
-        raise ValueError(f"{path} is not a tokenizer.json ({error})") from None
-    return Tokenizer(hf, context_length)
+        _configure(hf, settings)
+        return Tokenizer(hf, context_length)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def train_tokenizer(captions: Iterable[str], context_length: int, vocab_size: int) -> Tokenizer:
@@ -104,7 +154,7 @@ def train_tokenizer(captions: Iterable[str], context_length: int, vocab_size: in
     room = vocab_size - 2 * len(symbols) - 2
     if room < 0:
         raise ValueError(f"vocab_size must be at least {2 * len(symbols) + 2}, got {vocab_size}")
-    hf = _bpe([], context_length)
+    hf = _bpe([])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,  # more than `room` merges in any case
         initial_alphabet=symbols,
@@ -112,7 +162,7 @@ def train_tokenizer(captions: Iterable[str], context_length: int, vocab_size: in
         show_progress=False,
     )
     hf.train_from_iterator(captions, trainer)
-    return Tokenizer(_bpe(_merges(hf)[:room], context_length), context_length)
+    return Tokenizer(_bpe(_merges(hf)[:room]), context_length)
 
 
 def clip_tokenizer(bpe_vocab_gz_path: Path | str, context_length: int) -> Tokenizer:
@@ -137,16 +187,20 @@ def clip_tokenizer(bpe_vocab_gz_path: Path | str, context_length: int) -> Tokeni
     merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1]]
     if len(merges) < CLIP_MERGES or any(len(pair) != 2 for pair in merges):
         raise ValueError(f"{bpe_vocab_gz_path} does not hold CLIP's {CLIP_MERGES} merges")
-    return Tokenizer(_bpe(merges, context_length), context_length)
+    return Tokenizer(_bpe(merges), context_length)
 
 
-def _bpe(merges: list[tuple[str, str]], context_length: int) -> HFTokenizer:
+def _bpe(merges: list[tuple[str, str]]) -> HFTokenizer:
     symbols = _byte_symbols()
     entries = [*symbols, *(s + WORD_END for s in symbols), *map("".join, merges), START, END]
     vocabulary = {entry: i for i, entry in enumerate(entries)}
-    hf = HFTokenizer(
+    return _clip_pipeline(
         models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END, continuing_subword_prefix="")
     )
+
+
+def _clip_pipeline(model: models.BPE) -> HFTokenizer:
+    hf = HFTokenizer(model)
     hf.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -156,12 +210,83 @@ def _bpe(merges: list[tuple[str, str]], context_length: int) -> HFTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    ends = [(token, vocabulary[token]) for token in (START, END)]
-    hf.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=ends
-    )
+    hf.post_processor = _template(hf, [START], [END])
     hf.add_special_tokens([START, END])
     return hf
+
+
+def _template(
+    hf: HFTokenizer, before: list[str], after: list[str]
+) -> processors.TemplateProcessing:
+    ids = [(token, hf.token_to_id(token)) for token in (*before, *after)]
+    for token, i in ids:
+        if i is None:
+            raise ValueError(f"the tokenizer has no token {token!r}")
+    return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=ids)
+
+
+def _read_hf(path: Path) -> HFTokenizer:
+    try:
+        return HFTokenizer.from_str(path.read_text(encoding="utf-8"))
+    # The library raises bare Exception.
+    except Exception as error:
+        raise ValueError(f"{path} is not a tokenizer.json ({error})") from None
+
+
+def _read_legacy_clip(vocab: Path, merges: Path) -> HFTokenizer:
+    try:
+        model = models.BPE.from_file(
+            str(vocab), str(merges), end_of_word_suffix=WORD_END, continuing_subword_prefix=""
+        )
+        return _clip_pipeline(model)
+    # As above.
+    except Exception as error:
+        raise ValueError(f"{vocab} and {merges.name} are not a CLIP tokenizer ({error})") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value
+
+
+def _configure(hf: HFTokenizer, settings: dict[str, Any]) -> None:
+    """Does to a tokenizer.json what transformers does to it from the files beside it."""
+    lower = settings.get("do_lower_case") or settings.get("tokenizer_class") == "Siglip2Tokenizer"
+    if lower and hf.normalizer is None:
+        hf.normalizer = normalizers.Lowercase()
+    elif lower and b"Lowercase" not in hf.normalizer.__getstate__():
+        hf.normalizer = normalizers.Sequence([normalizers.Lowercase(), hf.normalizer])
+    if "add_bos_token" in settings or "add_eos_token" in settings:
+        ends = ("bos_token", "eos_token")
+        before, after = ([_content(settings, e)] if settings.get(f"add_{e}") else [] for e in ends)
+        hf.post_processor = _template(hf, before, after)
+    padding = hf.padding or {"pad_id": 0, "direction": "right"}
+    direction = settings.get("padding_side", padding["direction"])
+    if direction not in ("left", "right"):
+        raise ValueError(f"padding_side is {direction!r}, neither left nor right")
+    pad_id = padding["pad_id"]
+    if settings.get("pad_token") is not None:
+        pad_token = _content(settings, "pad_token")
+        pad_id = hf.token_to_id(pad_token)
+        if pad_id is None:
+            raise ValueError(f"pad_token {pad_token!r} is not in the vocabulary")
+    hf.enable_padding(direction=direction, pad_id=pad_id)
+
+
+def _content(settings: dict[str, Any], name: str) -> str:
+    token = settings.get(name)
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise ValueError(f"{name} is {token!r}, not a token")
+    return content
 
 
 def _byte_symbols() -> list[str]:
