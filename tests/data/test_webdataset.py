@@ -7,14 +7,18 @@ import pickle
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from tars import pairs, png, write_tar
 
-from tclip.data import BadSample, SourceConfig, decode_image, open_source
-from tclip.data.webdataset import expand, index_shard
+from tclip.data import (
+    BadSample,
+    PreprocessConfig,
+    SourceConfig,
+    decode_image,
+    open_source,
+    train_batches,
+)
+from tclip.data.webdataset import expand
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 needs_shards = pytest.mark.skipif(
@@ -23,27 +27,6 @@ needs_shards = pytest.mark.skipif(
 needs_benchmark = pytest.mark.skipif(
     not (SHARED / "wds_cifar10").exists(), reason=f"{SHARED}/wds_cifar10 is absent"
 )
-
-
-def png(value):
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8), (value % 256, 0, 0)).save(out, format="PNG")
-    return out.getvalue()
-
-
-def write_tar(path, members, **options):
-    with tarfile.open(path, "w", **options) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-def pairs(numbers):
-    for i in numbers:
-        yield f"{i:05}.json", b"{}"
-        yield f"{i:05}.png", png(i)
-        yield f"{i:05}.txt", f"number {i}\n\n  again {i} \n".encode()
 
 
 @pytest.fixture
@@ -185,55 +168,6 @@ def test_long_names_are_indexed(tmp_path, fmt):
     assert source[0].captions == ("x",)
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.data())
-def test_a_cut_shard_gives_exactly_its_whole_samples(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("cut")
-    write_tar(folder / "a.tar", pairs(range(4)))
-    whole = (folder / "a.tar").read_bytes()
-    with tarfile.open(folder / "a.tar") as tar:
-        ends = [m.offset_data + m.size for m in tar.getmembers() if m.name.endswith("txt")]
-    cut = data.draw(st.integers(0, ends[-1] + 511))
-    (folder / "b.tar").write_bytes(whole[:cut])
-    table, skipped, complaint = index_shard(str(folder / "b.tar"))
-    assert len(table) == sum(end <= cut for end in ends)
-    assert skipped <= 1
-    assert complaint
-    assert index_shard(str(folder / "a.tar"))[1:] == (0, "")
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_damaged_shards_never_raise_or_point_outside(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damage")
-    write_tar(folder / "a.tar", pairs(range(3)))
-    content = bytearray((folder / "a.tar").read_bytes())
-    for _ in range(data.draw(st.integers(1, 6))):
-        header = 512 * data.draw(st.integers(0, len(content) // 512 - 1))
-        content[header + data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
-    (folder / "b.tar").write_bytes(content)
-    table, _, _ = index_shard(str(folder / "b.tar"))
-    for name in ("image", "text"):
-        ends = table[f"{name}_offset"] + table[f"{name}_size"]
-        assert np.all(ends <= len(content))
-        assert np.all(table[f"{name}_offset"] >= 0)
-
-
-def test_negative_member_size_ends_the_shard(tmp_path):
-    write_tar(tmp_path / "a.tar", [*pairs([0]), ("00001.png", png(1))])
-    content = bytearray((tmp_path / "a.tar").read_bytes())
-    at = content.rindex(b"00001.png")
-    header = bytearray(content[at : at + 512])
-    header[124:136] = b"\xff" * 11 + b"\x00"  # base-256, -256
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    content[at : at + 512] = header
-    (tmp_path / "a.tar").write_bytes(content)
-    table, _, complaint = index_shard(str(tmp_path / "a.tar"))
-    assert len(table) == 1
-    assert complaint
-
-
 def test_cut_shard_is_named_at_every_opening(folder, caplog):
     path = folder / "00001.tar"
     # The picture of sample 12 is there, its caption is not.
@@ -250,24 +184,6 @@ def test_cut_shard_is_named_at_every_opening(folder, caplog):
         caplog.clear()
 
 
-def test_index_is_reused_until_a_shard_changes(folder, monkeypatch):
-    wds(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr("tclip.data.webdataset.index_shard", lambda path: pytest.fail("indexed"))
-        assert len(wds(folder)) == 30
-    write_tar(folder / "00002.tar", pairs(range(50, 52)))
-    source = wds(folder)
-    assert len(source) == 22
-    assert source[21].captions[0] == "number 51"
-
-
-def test_damaged_index_is_made_again(folder):
-    wds(folder)
-    (index,) = (folder / "cache/index").glob("*.npy")
-    index.write_bytes(index.read_bytes()[:200])
-    assert wds(folder)[29].captions[0] == "number 29"
-
-
 def test_shard_cut_after_indexing_gives_bad_samples(folder):
     source = wds(folder)
     path = folder / "00000.tar"
@@ -277,6 +193,35 @@ def test_shard_cut_after_indexing_gives_bad_samples(folder):
     path.unlink()
     with pytest.raises(BadSample, match=r"00000\.tar"):
         source[0]
+
+
+def test_shard_lost_in_training_ends_in_an_error_that_names_it(folder, tokenizer):
+    batches = train_batches(wds(folder), tokenizer, PreprocessConfig(image_size=16), 2, seed=0)
+    iterator = iter(batches)
+    assert next(iterator)["images"].shape == (2, 16, 16, 3)
+    for shard in folder.glob("*.tar"):
+        shard.rename(shard.with_suffix(".gone"))
+    with pytest.raises(ValueError, match=r"100 unusable samples .*0000\d\.tar.*No such file"):
+        for _ in range(20):  # some batches are read ahead
+            next(iterator)
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("Ein Häuschen\n犬の写真\nжук\n🐈", ("Ein Häuschen", "犬の写真", "жук", "🐈")),
+        ("twice\ntwice\n", ("twice", "twice")),
+        ("\ufeffbyte order mark\r\nWindows lines\r\n", ("byte order mark", "Windows lines")),
+        ("one\u2028line\x85of\x1ctext", ("one\u2028line\x85of\x1ctext",)),
+        ("caf\xe9".encode("latin-1"), ("caf\ufffd",)),
+        (" \n\t\n", ()),
+        ("\ufeff", ()),
+    ],
+)
+def test_captions_of_every_language_and_none(tmp_path, text, captions):
+    data = text if isinstance(text, bytes) else text.encode()
+    write_tar(tmp_path / "a.tar", [("x.png", png(0)), ("x.txt", data)])
+    assert wds(tmp_path)[0].captions == captions
 
 
 def test_source_pickles_small_with_its_index_mapped(folder):
