@@ -209,7 +209,7 @@ def test_shard_lost_in_training_ends_in_an_error_that_names_it(folder, tokenizer
 @pytest.mark.parametrize(
     ("text", "captions"),
     [
-        ("Ein Häuschen\n犬の写真\nжук\n🐈", ("Ein Häuschen", "犬の写真", "жук", "🐈")),
+        ("Ein Häuschen\n犬の写真\nकुत्ता\n🐈", ("Ein Häuschen", "犬の写真", "कुत्ता", "🐈")),
         ("twice\ntwice\n", ("twice", "twice")),
         ("\ufeffbyte order mark\r\nWindows lines\r\n", ("byte order mark", "Windows lines")),
         ("one\u2028line\x85of\x1ctext", ("one\u2028line\x85of\x1ctext",)),
