@@ -2,14 +2,9 @@
 
 from tclip.data.pipeline import eval_batches, train_batches
 from tclip.data.preprocessor_config import load_preprocess, save_preprocess
+from tclip.data.pretrained_tokenizer import load_pretrained_tokenizer
 from tclip.data.source import BadSample, Sample, Source, SourceConfig, open_source
-from tclip.data.tokenizer import (
-    Tokenizer,
-    clip_tokenizer,
-    load_pretrained_tokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
+from tclip.data.tokenizer import Tokenizer, clip_tokenizer, load_tokenizer, train_tokenizer
 from tclip.data.transforms import PreprocessConfig, augment, decode_image, preprocess
 
 __all__ = [

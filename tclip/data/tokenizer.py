@@ -1,6 +1,6 @@
-"""CLIP's byte-pair tokenizer, with CLIP's own merges or merges trained on captions; and others'.
+"""CLIP's byte-pair tokenizer, with CLIP's own merges or merges trained on captions.
 
-Each is one `tokenizer.json` of the Hugging Face `tokenizers` library. CLIP's two kinds have the
+Any tokenizer is one `tokenizer.json` of the Hugging Face `tokenizers` library. These two have the
 same normalisation, splitting and layout of the vocabulary (Radford et al., arXiv 2103.00020): 256
 byte symbols, the same with the end-of-word mark, one entry a merge, then the start and end tokens.
 Their ids are those of transformers' CLIPTokenizer; OpenAI's own code also repairs mojibake (ftfy)
@@ -9,10 +9,10 @@ and undoes HTML entities (twice) beforehand, which neither does.
 
 import dataclasses
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import (
@@ -26,8 +26,11 @@ from tokenizers import (
 from tokenizers import Tokenizer as HFTokenizer
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-# Contractions, words, single digits, runs of anything else.
-PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Special tokens spelt out, contractions, words, single digits, runs of anything else.
+PIECES = (
+    r"<\|startoftext\|>|<\|endoftext\|>|"
+    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 CLIP_MERGES = 48_894
 # What follows so many characters is dropped unseen: a hostile text costs a tenth of a second.
 MAX_CHARACTERS = 100_000
@@ -58,7 +61,7 @@ class Tokenizer:
             pad_token=pad_token,
             length=self.context_length,
         )
-        if not self._last_of_a_text()[1]:
+        if _end_of_text(self.hf) is None:
             raise ValueError(
                 "the tokenizer ends a text with no special token; the text towers of CLIP and "
                 "SigLIP want one (add_eos_token in tokenizer_config.json, if it was forgotten)"
@@ -71,7 +74,12 @@ class Tokenizer:
     @property
     def eot_token_id(self) -> int:
         """The token that ends every text: where CLIP's text tower pools (SigLIP's at the last)."""
-        return self._last_of_a_text()[0]
+        return _end_of_text(self.hf)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides about the ids."""
+        return hashlib.sha256(repr(self.__getstate__()).encode()).hexdigest()
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Returns int32 [len(texts), context_length]: start if any, text, end, then padding.
@@ -81,12 +89,6 @@ class Tokenizer:
         encodings = self.hf.encode_batch_fast([text[:MAX_CHARACTERS] for text in texts])
         ids = np.array([encoding.ids for encoding in encodings], np.int32)
         return ids.reshape(len(texts), self.context_length)
-
-    def _last_of_a_text(self) -> tuple[int, bool]:
-        """Returns the id before the padding, and whether it is a special token's."""
-        encoding = self.hf.encode("a")
-        last = np.flatnonzero(encoding.attention_mask)[-1]
-        return encoding.ids[last], bool(encoding.special_tokens_mask[last])
 
     def save(self, path: Path | str) -> None:
         """Writes tokenizer.json, without white space: it counts in the size of a shipped model."""
@@ -109,39 +111,16 @@ def load_tokenizer(path: Path | str, context_length: int) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}; expected a tokenizer.json")
-    return Tokenizer(_read_hf(path), context_length)
+    return Tokenizer(read_tokenizer_json(path), context_length)
 
 
-def load_pretrained_tokenizer(folder: Path, context_length: int) -> Tokenizer:
-    """Reads the tokenizer of a Hugging Face model folder, its padding and special tokens included.
-
-    That is tokenizer.json, or vocab.json and merges.txt of a CLIP, with what tokenizer_config.json
-    and special_tokens_map.json say of them. Text is lower-cased where they say `do_lower_case`, as
-    SigLIP 2 was trained, although the Gemma tokenizer that its folders name does not do it.
-
-    Raises:
-      FileNotFoundError: the folder holds no tokenizer that is read.
-      ValueError: a file is broken, or they do not fit together.
-    """
-    file, vocab, merges = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if file.is_file():
-        hf = _read_hf(file)
-    elif vocab.is_file() and merges.is_file():
-        hf = _read_legacy_clip(vocab, merges)
-    else:
-        raise FileNotFoundError(
-            f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt; where there is "
-            "only a SentencePiece model, write tokenizer.json once by transformers' AutoTokenizer."
-            "from_pretrained(folder).save_pretrained(folder); where there is nothing (some "
-            "open_clip models), copy the files of openai/clip-vit-base-patch32"
-        )
-    settings = _read_object(folder / "special_tokens_map.json")
-    settings |= _read_object(folder / "tokenizer_config.json")
+def read_tokenizer_json(path: Path) -> HFTokenizer:
+    """Returns the tokenizer in a file; a ValueError says that it holds none."""
     try:
-        _configure(hf, settings)
-        return Tokenizer(hf, context_length)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        return HFTokenizer.from_str(path.read_text(encoding="utf-8"))
+    # The library raises bare Exception.
+    except Exception as error:
+        raise ValueError(f"{path} is not a tokenizer.json ({error})") from None
 
 
 def train_tokenizer(captions: Iterable[str], context_length: int, vocab_size: int) -> Tokenizer:
@@ -190,16 +169,8 @@ def clip_tokenizer(bpe_vocab_gz_path: Path | str, context_length: int) -> Tokeni
     return Tokenizer(_bpe(merges), context_length)
 
 
-def _bpe(merges: list[tuple[str, str]]) -> HFTokenizer:
-    symbols = _byte_symbols()
-    entries = [*symbols, *(s + WORD_END for s in symbols), *map("".join, merges), START, END]
-    vocabulary = {entry: i for i, entry in enumerate(entries)}
-    return _clip_pipeline(
-        models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END, continuing_subword_prefix="")
-    )
-
-
-def _clip_pipeline(model: models.BPE) -> HFTokenizer:
+def clip_pipeline(model: models.BPE) -> HFTokenizer:
+    """Returns CLIP's tokenizer around a model whose vocabulary has the start and end tokens."""
     hf = HFTokenizer(model)
     hf.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -207,17 +178,16 @@ def _clip_pipeline(model: models.BPE) -> HFTokenizer:
     hf.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    hf.post_processor = _template(hf, [START], [END])
+    hf.post_processor = template(hf, [START], [END])
     hf.add_special_tokens([START, END])
     return hf
 
 
-def _template(
-    hf: HFTokenizer, before: list[str], after: list[str]
-) -> processors.TemplateProcessing:
+def template(hf: HFTokenizer, before: list[str], after: list[str]) -> processors.TemplateProcessing:
+    """Returns what puts special tokens around a text; a ValueError names one that `hf` lacks."""
     ids = [(token, hf.token_to_id(token)) for token in (*before, *after)]
     for token, i in ids:
         if i is None:
@@ -225,68 +195,26 @@ def _template(
     return processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=ids)
 
 
-def _read_hf(path: Path) -> HFTokenizer:
+def _end_of_text(hf: HFTokenizer) -> int | None:
+    """Returns the special token that comes after a text and before its padding, if there is one."""
     try:
-        return HFTokenizer.from_str(path.read_text(encoding="utf-8"))
-    # The library raises bare Exception.
-    except Exception as error:
-        raise ValueError(f"{path} is not a tokenizer.json ({error})") from None
+        encoding = hf.encode("a")
+    # The library raises bare Exception, here where the vocabulary has no token for "a".
+    except Exception:
+        return None
+    used = np.flatnonzero(encoding.attention_mask)
+    if not used.size or not encoding.special_tokens_mask[used[-1]]:
+        return None
+    return encoding.ids[used[-1]]
 
 
-def _read_legacy_clip(vocab: Path, merges: Path) -> HFTokenizer:
-    try:
-        model = models.BPE.from_file(
-            str(vocab), str(merges), end_of_word_suffix=WORD_END, continuing_subword_prefix=""
-        )
-        return _clip_pipeline(model)
-    # As above.
-    except Exception as error:
-        raise ValueError(f"{vocab} and {merges.name} are not a CLIP tokenizer ({error})") from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file, an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
-
-
-def _configure(hf: HFTokenizer, settings: dict[str, Any]) -> None:
-    """Does to a tokenizer.json what transformers does to it from the files beside it."""
-    lower = settings.get("do_lower_case") or settings.get("tokenizer_class") == "Siglip2Tokenizer"
-    if lower and hf.normalizer is None:
-        hf.normalizer = normalizers.Lowercase()
-    elif lower and b"Lowercase" not in hf.normalizer.__getstate__():
-        hf.normalizer = normalizers.Sequence([normalizers.Lowercase(), hf.normalizer])
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        ends = ("bos_token", "eos_token")
-        before, after = ([_content(settings, e)] if settings.get(f"add_{e}") else [] for e in ends)
-        hf.post_processor = _template(hf, before, after)
-    padding = hf.padding or {"pad_id": 0, "direction": "right"}
-    direction = settings.get("padding_side", padding["direction"])
-    if direction not in ("left", "right"):
-        raise ValueError(f"padding_side is {direction!r}, neither left nor right")
-    pad_id = padding["pad_id"]
-    if settings.get("pad_token") is not None:
-        pad_token = _content(settings, "pad_token")
-        pad_id = hf.token_to_id(pad_token)
-        if pad_id is None:
-            raise ValueError(f"pad_token {pad_token!r} is not in the vocabulary")
-    hf.enable_padding(direction=direction, pad_id=pad_id)
-
-
-def _content(settings: dict[str, Any], name: str) -> str:
-    token = settings.get(name)
-    content = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(content, str):
-        raise ValueError(f"{name} is {token!r}, not a token")
-    return content
+def _bpe(merges: list[tuple[str, str]]) -> HFTokenizer:
+    symbols = _byte_symbols()
+    entries = [*symbols, *(s + WORD_END for s in symbols), *map("".join, merges), START, END]
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    return clip_pipeline(
+        models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END, continuing_subword_prefix="")
+    )
 
 
 def _byte_symbols() -> list[str]:
