@@ -8,6 +8,7 @@ from tclip.models.architectures import (
     architecture,
 )
 from tclip.models.clip import CLIP, init_params, logit_bias, logit_scale
+from tclip.models.layout import with_layout
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,4 +20,5 @@ __all__ = [
     "init_params",
     "logit_bias",
     "logit_scale",
+    "with_layout",
 ]

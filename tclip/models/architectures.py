@@ -18,7 +18,13 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The image tower; sizes in pixels, `width` is the model's. The defaults are ViT-B/32."""
+    """The image tower; sizes in pixels, `width` is the model's. The defaults are ViT-B/32.
+
+    Attributes:
+      pooling: "cls" is CLIP's tower: a class token, a norm before the blocks, and a projection of
+        the class token. "map" is SigLIP's: no such token or norm, a bias of the patch embedding,
+        and multi-head attention pooling (arXiv 2106.04560) in place of the projection.
+    """
 
     image_size: int = 224
     patch_size: int = 32
@@ -26,24 +32,37 @@ class VisionConfig:
     layers: int = 12
     heads: int = 12
     mlp_dim: int = 3072
+    pooling: str = "cls"
 
     def __post_init__(self):
         _check_transformer("vision", self)
-        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
+        _check_choice("vision pooling", self.pooling, ("cls", "map"))
+        if not 1 <= self.patch_size <= self.image_size:
             raise ValueError(
-                f"vision: image_size {self.image_size} is not divisible by "
-                f"patch_size {self.patch_size}"
+                f"vision: no patch of patch_size {self.patch_size} fits into "
+                f"image_size {self.image_size}"
             )
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image: one a patch, and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
+        """Tokens of an image: one a patch, and the class token if there is one.
+
+        What is left over at the right and at the bottom (SigLIP so400m: 384 = 27 * 14 + 6) belongs
+        to no patch.
+        """
+        return (self.image_size // self.patch_size) ** 2 + (self.pooling == "cls")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The text tower. `vocab_size` and `eot_token_id` have to be those of the tokenizer."""
+    """The text tower. `vocab_size` and `eot_token_id` have to be those of the tokenizer.
+
+    Attributes:
+      causal: a token sees only those before it (CLIP); SigLIP's see all, the padding included.
+      pooling: "eot", at the first end-of-text token (CLIP), or "last", at the last of the context
+        (SigLIP).
+      projection_bias: a bias of the projection (SigLIP).
+    """
 
     context_length: int = 77
     vocab_size: int = 49408
@@ -52,9 +71,13 @@ class TextConfig:
     heads: int = 8
     mlp_dim: int = 2048
     eot_token_id: int = 49407
+    causal: bool = True
+    pooling: str = "eot"
+    projection_bias: bool = False
 
     def __post_init__(self):
         _check_transformer("text", self)
+        _check_choice("text pooling", self.pooling, ("eot", "last"))
         if self.context_length < 1:
             raise ValueError(f"text: context_length {self.context_length} is not positive")
         if not 0 <= self.eot_token_id < self.vocab_size:
@@ -69,7 +92,8 @@ class CLIPConfig:
     """Two towers that meet in an embedding of `embed_dim` dimensions.
 
     Attributes:
-      activation: "quick_gelu" (OpenAI) or "gelu" (exact, by erf; open_clip).
+      activation: "quick_gelu" (OpenAI), "gelu" (exact, by erf; open_clip) or "gelu_tanh" (SigLIP).
+      layer_norm_eps: 1e-5 for CLIP, 1e-6 for SigLIP.
       dtype: what the towers compute in, "float32" or "bfloat16"; parameters are float32 either way,
         and so are softmax and the statistics of the norms.
       scan_layers: one compiled block for all layers; its parameters carry a leading layer axis.
@@ -89,11 +113,16 @@ class CLIPConfig:
     logit_bias: bool = False
 
     def __post_init__(self):
-        _check_choice("activation", self.activation, ("quick_gelu", "gelu"))
+        _check_choice("activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh"))
         _check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         _check_choice("remat", self.remat, ("none", "full", "dots"))
         if self.embed_dim < 1:
             raise ValueError(f"embed_dim {self.embed_dim} is not positive")
+        if self.vision.pooling == "map" and self.vision.width != self.embed_dim:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} has to be the width of the image tower, "
+                f"{self.vision.width}: vision pooling 'map' has no projection"
+            )
 
 
 _TEXT_L = TextConfig(width=768, layers=12, heads=12, mlp_dim=3072)

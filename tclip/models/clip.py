@@ -14,7 +14,10 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class CLIP(nn.Module):
-    """CLIP (arXiv 2103.00020). The leaves of its parameters may be arrays or `TernaryTensor`s."""
+    """CLIP (arXiv 2103.00020) or SigLIP (arXiv 2303.15343), as the config says.
+
+    The leaves of its parameters may be arrays or `TernaryTensor`s.
+    """
 
     config: CLIPConfig
 
@@ -46,8 +49,9 @@ class CLIP(nn.Module):
     def encode_text(
         self, tokens: jax.Array, hidden_layers: tuple[int, ...] = ()
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Embeds texts, integers [B, L] with L at most the context length, pooled at the first
-        end-of-text token, which every text has to have.
+        """Embeds texts, integers [B, L] with L at most the context length.
+
+        Pooled at the first end-of-text token, which every text has to have, or at the last token.
 
         Returns:
           As `encode_image`.
@@ -72,12 +76,14 @@ def init_params(config: CLIPConfig, key: jax.Array) -> dict:
 
 
 def logit_scale(params: dict) -> jax.Array:
-    """The float32 factor of the cosines: exp of the parameter, at most 100.
+    """The float32 factor of the cosines: exp of the parameter, for CLIP at most 100.
 
     At the bound the gradient passes only where descent leads back below it, so that the scale
-    neither drifts away nor stays stuck.
+    neither drifts away nor stays stuck. SigLIP, a model with a bias of the logits, has no bound:
+    published ones reach 117.
     """
-    return _bounded_exp(params["logit_scale"].astype(jnp.float32))
+    log_scale = params["logit_scale"].astype(jnp.float32)
+    return jnp.exp(log_scale) if "logit_bias" in params else _bounded_exp(log_scale)
 
 
 def logit_bias(params: dict) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The text tower: a causal transformer, pooled at the end-of-text token."""
+"""The text tower: a transformer pooled at the end-of-text token (CLIP) or the last one (SigLIP)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ class TextTower(nn.Module):
     """Tokens [B, L] -> embedding [B, embed_dim], and the hidden layers asked for.
 
     L is at most the context length. What follows the first end-of-text token is invisible to it
-    under the causal mask, so any padding will do.
+    under a causal mask, so any padding will do; pooled at the last token, a text has to be padded
+    as in training.
     """
 
     config: CLIPConfig
@@ -38,9 +39,18 @@ class TextTower(nn.Module):
         x = Embedding(tower.vocab_size, width, dtype, normal(0.02), name="token_embedding")(tokens)
         positions = self.param("position_embedding", normal(0.01), (context, width), jnp.float32)
         x += positions[: tokens.shape[1]].astype(dtype)
-        x, hidden = run_blocks(config, tower, x, True, hidden_layers)
-        eot_B = jnp.argmax(tokens == tower.eot_token_id, axis=-1)
-        x = jnp.take_along_axis(x, eot_B[:, None, None], axis=1)[:, 0]
+        x, hidden = run_blocks(config, tower, x, tower.causal, hidden_layers)
+        if tower.pooling == "eot":
+            eot_B = jnp.argmax(tokens == tower.eot_token_id, axis=-1)
+            x = jnp.take_along_axis(x, eot_B[:, None, None], axis=1)[:, 0]
+        else:
+            x = x[:, -1]
         x = layer_norm(config, "ln_final")(x)
-        init = normal(width**-0.5)
-        return Linear(config.embed_dim, dtype, init, use_bias=False, name="projection")(x), hidden
+        project = Linear(
+            config.embed_dim,
+            dtype,
+            normal(width**-0.5),
+            use_bias=tower.projection_bias,
+            name="projection",
+        )
+        return project(x), hidden

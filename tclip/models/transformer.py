@@ -10,10 +10,11 @@ TowerConfig = VisionConfig | TextConfig
 
 
 def activate(x: jax.Array, activation: str) -> jax.Array:
-    """quick_gelu, x * sigmoid(1.702 x), or gelu, x * Phi(x) (arXiv 1606.08415)."""
+    """gelu, x * Phi(x), exact or by its tanh formula, or quick_gelu, x * sigmoid(1.702 x), all of
+    arXiv 1606.08415."""
     if activation == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=False)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 # Initialisation is that of Radford et al. 2021 (arXiv 2103.00020, and the code published with it)
@@ -35,22 +36,26 @@ def layer_norm(config: CLIPConfig, name: str) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of x [B, T, W]; `causal` hides the tokens that come later."""
+    """Multi-head attention of x [B, T, W] to itself, or to `context` [B, S, W] if it is given.
+
+    `causal` hides the tokens that come later.
+    """
 
     config: CLIPConfig
     tower: TowerConfig
     causal: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
         width, heads, dtype = self.tower.width, self.tower.heads, self.config.dtype
         init, out_init = _normal(width**-0.5), _residual_init(self.tower)
-        q_BxTxHxD, k_BxTxHxD, v_BxTxHxD = (
-            Linear(width, dtype, init, name=name)(x).reshape(*x.shape[:2], heads, width // heads)
-            for name in ("q_proj", "k_proj", "v_proj")
+        context = x if context is None else context
+        q_BxTxHxD, k_BxSxHxD, v_BxSxHxD = (
+            Linear(width, dtype, init, name=name)(y).reshape(*y.shape[:2], heads, width // heads)
+            for name, y in (("q_proj", x), ("k_proj", context), ("v_proj", context))
         )
         # Scores and softmax are float32 inside, whatever the inputs.
-        y = jax.nn.dot_product_attention(q_BxTxHxD, k_BxTxHxD, v_BxTxHxD, is_causal=self.causal)
+        y = jax.nn.dot_product_attention(q_BxTxHxD, k_BxSxHxD, v_BxSxHxD, is_causal=self.causal)
         return Linear(width, dtype, out_init, name="out_proj")(y.reshape(x.shape))
 
 

@@ -8,7 +8,8 @@ from tclip.quant.groups import block_size
 
 _FFN = (r"(?:.*/)?mlp/(?:fc1|fc2)/kernel",)
 _BLOCKS = (*_FFN, r"(?:.*/)?attn/(?:q|k|v|out)_proj/kernel")
-_PROJECTIONS = (r"(?:.*/)?vision/projection/kernel", r"(?:.*/)?text/projection/kernel")
+# One pattern, as the image tower of SigLIP has no projection.
+_PROJECTIONS = (r"(?:.*/)?(?:vision|text)/projection/kernel",)
 _EMBEDDINGS = (
     r"(?:.*/)?vision/patch_embed/kernel",
     r"(?:.*/)?text/token_embedding/embedding",

@@ -67,6 +67,36 @@ def test_parameter_counts_are_the_published_ones(name, count, scan_layers):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(config))) == count
 
 
+SIGLIP_B16 = CLIPConfig(
+    embed_dim=768,
+    vision=VisionConfig(patch_size=16, pooling="map"),
+    text=TextConfig(64, 32_000, 768, 12, 12, 3072, 1, False, "last", True),
+    activation="gelu_tanh",
+    layer_norm_eps=1e-6,
+    logit_bias=True,
+)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_siglip_has_the_published_parameter_count(scan_layers):
+    shapes = shapes_of(dataclasses.replace(SIGLIP_B16, scan_layers=scan_layers))
+    # Of google/siglip-base-patch16-224.
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 203_155_970
+
+
+def test_the_attention_pool_of_siglip_is_ternary_with_the_blocks():
+    shapes = shapes_of(SIGLIP_B16)
+    kernels = {path for path, leaf in flatten(shapes).items() if leaf.ndim == 2}
+    kernels -= {"vision/position_embedding", "text/position_embedding"}
+    ends = {"vision/patch_embed/kernel", "text/token_embedding/embedding"}
+    assert set(ternary_paths(shapes, TernaryPolicy(policy="all"))) == kernels
+    assert set(ternary_paths(shapes, TernaryPolicy(policy="blocks+proj"))) == kernels - ends
+    blocks = set(ternary_paths(shapes, TernaryPolicy(policy="blocks")))
+    assert blocks == kernels - ends - {"text/projection/kernel"}
+    assert "vision/attn_pool/attn/q_proj/kernel" in blocks
+    assert "vision/attn_pool/mlp/fc1/kernel" in ternary_paths(shapes, TernaryPolicy("ffn"))
+
+
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_policy_all_covers_nearly_all_of_vit_b_16(scan_layers):
     config = dataclasses.replace(ARCHITECTURES["ViT-B/16"], scan_layers=scan_layers)
@@ -75,6 +105,16 @@ def test_policy_all_covers_nearly_all_of_vit_b_16(scan_layers):
     ternary = ternary_paths(shapes, TernaryPolicy(policy="all"))
     covered = sum(leaves[path].size for path in ternary)
     assert covered / sum(leaf.size for leaf in leaves.values()) >= 0.989
+
+
+def test_configs_written_before_siglip_still_build():
+    values = to_dict(ARCHITECTURES["tiny"])
+    for tower, new in (
+        ("vision", ("pooling",)),
+        ("text", ("causal", "pooling", "projection_bias")),
+    ):
+        values[tower] = {k: v for k, v in values[tower].items() if k not in new}
+    assert build(CLIPConfig, values) == ARCHITECTURES["tiny"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -180,6 +220,11 @@ def test_logit_bias_is_a_parameter_on_request():
     assert logit_bias(initialise(config)) == -10.0
 
 
+def test_the_logit_scale_of_siglip_is_not_bounded():
+    params = {"logit_scale": jnp.float32(5.0), "logit_bias": jnp.float32(-10.0)}
+    np.testing.assert_allclose(logit_scale(params), math.exp(5.0), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -187,8 +232,14 @@ def test_logit_bias_is_a_parameter_on_request():
         (lambda: VisionConfig(width=770), "vision: width 770 .* heads 12"),
         (lambda: TextConfig(heads=7), "text: width 512 .* heads 7"),
         (lambda: TextConfig(heads=0), "text: heads 0"),
-        (lambda: VisionConfig(patch_size=30), "image_size 224 .* patch_size 30"),
+        (lambda: VisionConfig(patch_size=225), "patch_size 225 .* image_size 224"),
         (lambda: VisionConfig(patch_size=0), "patch_size 0"),
+        (lambda: VisionConfig(pooling="avg"), "vision pooling 'avg'.*cls, map"),
+        (lambda: TextConfig(pooling="first"), "text pooling 'first'.*eot, last"),
+        (
+            lambda: CLIPConfig(vision=VisionConfig(pooling="map")),
+            "embed_dim 512 has to be the width of the image tower, 768",
+        ),
         (lambda: TextConfig(eot_token_id=49408), "eot_token_id 49408 .* 49408 tokens"),
         (lambda: TextConfig(context_length=0), "context_length 0"),
         (lambda: CLIPConfig(activation="relu"), "activation 'relu'.*quick_gelu, gelu"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tclip.models import CLIP, CLIPConfig, TextConfig, VisionConfig, init_params
+from tclip.models import CLIP, CLIPConfig, TextConfig, VisionConfig, init_params, with_layout
 
 CONFIG = CLIPConfig(
     embed_dim=20,
@@ -17,6 +17,17 @@ CONFIG = CLIPConfig(
     text=TextConfig(
         context_length=9, vocab_size=37, width=16, layers=2, heads=4, mlp_dim=24, eot_token_id=36
     ),
+)
+SIGLIP = CLIPConfig(
+    embed_dim=24,
+    # 14 pixels are three patches and a rest.
+    vision=VisionConfig(14, patch_size=4, width=24, layers=3, heads=3, mlp_dim=40, pooling="map"),
+    text=dataclasses.replace(
+        CONFIG.text, context_length=8, causal=False, pooling="last", projection_bias=True
+    ),
+    activation="gelu_tanh",
+    layer_norm_eps=1e-6,
+    logit_bias=True,
 )
 TOKENS = np.array(
     [[35, 3, 4, 36, 0, 0, 0, 0], [35, 36, 5, 36, 7, 8, 9, 1], [35, 1, 2, 3, 4, 5, 6, 36]]
@@ -46,15 +57,15 @@ def linear(x, p):
     return x @ p["kernel"] + p.get("bias", 0.0)
 
 
-def attention(x, p, heads, causal):
+def attention(x, context, p, heads, causal):
     length, width = x.shape
     size = width // heads
-    q, k, v = (linear(x, p[name]) for name in ("q_proj", "k_proj", "v_proj"))
+    q, k, v = (linear(y, p[f"{n}_proj"]) for n, y in (("q", x), ("k", context), ("v", context)))
     out = np.zeros_like(x)
     for h in range(heads):
         part = slice(h * size, (h + 1) * size)
         for t in range(length):
-            seen = t + 1 if causal else length
+            seen = t + 1 if causal else len(context)
             scores = k[:seen, part] @ q[t, part] / math.sqrt(size)
             weights = np.exp(scores - scores.max())
             out[t, part] = weights / weights.sum() @ v[:seen, part]
@@ -64,6 +75,8 @@ def attention(x, p, heads, causal):
 def activate(x, name):
     if name == "quick_gelu":
         return x / (1 + np.exp(-1.702 * x))
+    if name == "gelu_tanh":
+        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
@@ -72,32 +85,44 @@ def blocks(x, p, config, tower, causal):
     for i in range(tower.layers):
         b = p[f"blocks_{i}"]
         y = layer_norm(x, b["ln_1"], config.layer_norm_eps)
-        x = x + attention(y, b["attn"], tower.heads, causal)
+        x = x + attention(y, y, b["attn"], tower.heads, causal)
         y = layer_norm(x, b["ln_2"], config.layer_norm_eps)
-        y = activate(linear(y, b["mlp"]["fc1"]), config.activation)
-        x = x + linear(y, b["mlp"]["fc2"])
+        x = x + mlp(y, b["mlp"], config)
         outputs.append(x)
     return x, outputs
 
 
+def mlp(x, p, config):
+    return linear(activate(linear(x, p["fc1"]), config.activation), p["fc2"])
+
+
 def reference_image(image, p, config):
     s, tower = config.vision.patch_size, config.vision
-    tokens = [p["class_embedding"]]
-    for row in range(0, tower.image_size, s):
-        for column in range(0, tower.image_size, s):
+    clip, tokens = tower.pooling == "cls", []
+    for row in range(0, tower.image_size - s + 1, s):
+        for column in range(0, tower.image_size - s + 1, s):
             patch = [
                 image[row + i, column + j, c] for i in range(s) for j in range(s) for c in range(3)
             ]
-            tokens.append(np.array(patch) @ p["patch_embed"]["kernel"])
-    x = layer_norm(np.stack(tokens) + p["position_embedding"], p["ln_pre"], config.layer_norm_eps)
+            tokens.append(linear(np.array(patch), p["patch_embed"]))
+    x = np.stack([p["class_embedding"], *tokens] if clip else tokens) + p["position_embedding"]
+    if clip:
+        x = layer_norm(x, p["ln_pre"], config.layer_norm_eps)
     x, hidden = blocks(x, p, config, tower, causal=False)
-    return linear(layer_norm(x[0], p["ln_post"], config.layer_norm_eps), p["projection"]), hidden
+    x = layer_norm(x, p["ln_post"], config.layer_norm_eps)
+    if clip:
+        return linear(x[0], p["projection"]), hidden
+    pool = p["attn_pool"]
+    y = attention(pool["probe"][None], x, pool["attn"], tower.heads, causal=False)
+    y = y + mlp(layer_norm(y, pool["ln_mlp"], config.layer_norm_eps), pool["mlp"], config)
+    return y[0], hidden
 
 
 def reference_text(tokens, p, config):
     x = p["token_embedding"]["embedding"][tokens] + p["position_embedding"][: len(tokens)]
-    x, hidden = blocks(x, p, config, config.text, causal=True)
-    pooled = x[list(tokens).index(config.text.eot_token_id)]
+    x, hidden = blocks(x, p, config, config.text, causal=config.text.causal)
+    last = config.text.pooling == "last"
+    pooled = x[-1 if last else list(tokens).index(config.text.eot_token_id)]
     return linear(layer_norm(pooled, p["ln_final"], config.layer_norm_eps), p["projection"]), hidden
 
 
@@ -105,9 +130,12 @@ def assert_matches(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("activation", "eps"), [("quick_gelu", 1e-5), ("gelu", 1e-2)])
-def test_embeddings_and_hidden_layers_match_numpy(activation, eps):
-    config = dataclasses.replace(CONFIG, activation=activation, layer_norm_eps=eps)
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, dataclasses.replace(CONFIG, activation="gelu", layer_norm_eps=1e-2), SIGLIP],
+    ids=["clip", "clip gelu", "siglip"],
+)
+def test_embeddings_and_hidden_layers_match_numpy(config):
     params = random_params(config)
     wide = jax.tree.map(lambda x: x.astype(np.float64), params)
     model, x = CLIP(config), images(config)
@@ -140,16 +168,6 @@ def test_texts_shorter_than_the_context_need_no_padding():
     np.testing.assert_allclose(encode(TOKENS[:1, :4]), encode(TOKENS[:1]), rtol=1e-5, atol=1e-5)
 
 
-def restack(params, config):
-    """Unscanned parameters as a scanned model wants them."""
-    stacked = dict(params)
-    for tower, layers in (("vision", config.vision.layers), ("text", config.text.layers)):
-        each = [params[tower][f"blocks_{i}"] for i in range(layers)]
-        rest = {k: v for k, v in params[tower].items() if not k.startswith("blocks_")}
-        stacked[tower] = {**rest, "blocks": jax.tree.map(lambda *x: np.stack(x), *each)}
-    return stacked
-
-
 @functools.partial(jax.jit, static_argnums=1)
 @functools.partial(jax.grad, has_aux=True)
 def gradient_and_outputs(params, config):
@@ -168,7 +186,8 @@ def test_scan_and_remat_change_neither_values_nor_gradients(scan_layers, remat):
     params = random_params(CONFIG)
     expected_gradient, expected = gradient_and_outputs(params, CONFIG)
     if scan_layers:
-        params, expected_gradient = restack(params, config), restack(expected_gradient, config)
+        params = with_layout(params, config)
+        expected_gradient = with_layout(expected_gradient, config)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
 
