@@ -93,6 +93,7 @@ class ListSource:
     templates: tuple[str, ...] = ()
     name: str = "list"
     left_out: int = 0
+    fingerprint: str = "list"
 
     def __len__(self) -> int:
         return len(self.samples)

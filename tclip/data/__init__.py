@@ -1,6 +1,7 @@
 """Data: sources of images and captions, transforms, tokenizer, and the Grain pipeline."""
 
-from tclip.data.pipeline import eval_batches, train_batches
+from tclip.data.mixture import Mixture, open_mixture
+from tclip.data.pipeline import View, eval_batches, train_batches
 from tclip.data.preprocessor_config import load_preprocess, save_preprocess
 from tclip.data.pretrained_tokenizer import load_pretrained_tokenizer
 from tclip.data.source import BadSample, Sample, Source, SourceConfig, open_source
@@ -9,11 +10,13 @@ from tclip.data.transforms import PreprocessConfig, augment, decode_image, prepr
 
 __all__ = [
     "BadSample",
+    "Mixture",
     "PreprocessConfig",
     "Sample",
     "Source",
     "SourceConfig",
     "Tokenizer",
+    "View",
     "augment",
     "clip_tokenizer",
     "decode_image",
@@ -21,6 +24,7 @@ __all__ = [
     "load_preprocess",
     "load_pretrained_tokenizer",
     "load_tokenizer",
+    "open_mixture",
     "open_source",
     "preprocess",
     "save_preprocess",

@@ -1,14 +1,17 @@
 """From a source to batches: Grain pipelines that are deterministic in (seed, position)."""
 
 import dataclasses
-import functools
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from tclip.data.source import BadSample, Source
+from tclip.data.mixture import Mixture, mixture_of
+from tclip.data.order import SampleOrder
+from tclip.data.source import BadSample, Sample, Source
 from tclip.data.tokenizer import Tokenizer
 from tclip.data.transforms import PreprocessConfig, augment, decode_image, preprocess
 
@@ -21,60 +24,117 @@ ENDLESS = 2**60
 # Threads without workers: image decoding and resizing release the interpreter lock.
 THREADS = 2
 
+Example = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How a model sees a sample: its pixels and its tokens."""
+
+    preprocess: PreprocessConfig
+    tokenizer: Tokenizer
+
+    def same_pixels(self, other: "View") -> bool:
+        """Whether both turn a crop into the same array."""
+        names = "image_size", "mean", "std", "interpolation"
+        return all(getattr(self.preprocess, n) == getattr(other.preprocess, n) for n in names)
+
+    def same_tokens(self, other: "View") -> bool:
+        """Whether both turn a caption into the same ids."""
+        return self.tokenizer.fingerprint == other.tokenizer.fingerprint
+
+
+class Embeddings(Protocol):
+    """A teacher's stored embeddings of augmented samples (see tclip/data/teacher_cache.py).
+
+    Attributes:
+      augmentations: how many augmentations of every sample there are.
+    """
+
+    augmentations: int
+
+    def at(self, augmentation: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the unit embeddings [D] of the image and of the caption."""
+        ...
+
+
+def draw(
+    sample: Sample,
+    pixels: Mapping[str, PreprocessConfig],
+    tokenizers: Mapping[str, Tokenizer],
+    identity: tuple[int, int, int],
+) -> Example:
+    """Augments a sample: one crop of the image and one of its captions, each for several models.
+
+    Args:
+      pixels: image sizes and normalisations by name; the first one's ranges are drawn from.
+      tokenizers: tokenizers by name.
+      identity: seed, number of the augmentation, number of the sample; they alone decide.
+
+    Returns:
+      An image float32 [S, S, 3] for each name in `pixels`, tokens int32 [L] for each tokenizer.
+
+    Raises:
+      BadSample: no caption, or an image that cannot be used.
+    """
+    rng = np.random.default_rng(identity)
+    captions = [caption for caption in sample.captions if caption.strip()]
+    if not captions:
+        raise BadSample(f"{sample.key}: no caption")
+    caption = captions[int(rng.integers(len(captions)))]
+    try:
+        images = augment(sample.image, list(pixels.values()), rng)
+    except BadSample as error:
+        raise BadSample(f"{sample.key}: {error}") from None
+    tokens = [tokenizer.encode([caption])[0] for tokenizer in tokenizers.values()]
+    return dict(zip((*pixels, *tokenizers), (*images, *tokens), strict=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainExamples:
     """The endless stream of training examples, as one process sees it, with random access.
 
-    Row r of global batch b is position b * batch_size + r of a stream that shuffles the source anew
-    in every epoch; an example depends on (seed, position) and on nothing else. Process i of n owns
-    the rows i * batch_size / n up to (i + 1) * batch_size / n of every global batch.
+    Row r of global batch b is position b * batch_size + r of a `SampleOrder`. An example depends on
+    the sample and on how often it was seen before, and on nothing else. Process i of n owns the
+    rows i * batch_size / n up to (i + 1) * batch_size / n of every global batch.
     """
 
-    source: Source
-    tokenizer: Tokenizer
-    preprocess_cfg: PreprocessConfig
+    data: Mixture
+    order: SampleOrder
+    pixels: Mapping[str, PreprocessConfig]
+    tokenizers: Mapping[str, Tokenizer]
+    embeddings: Embeddings | None
     batch_size: int
-    seed: int
     shard_index: int
     shard_count: int
 
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, local: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, local: int) -> Example:
         rows = self.batch_size // self.shard_count
         batch, row = divmod(local, rows)
-        position = batch * self.batch_size + self.shard_index * rows + row
-        epoch, offset = divmod(position, len(self.source))
-        index = grain.experimental.index_shuffle(
-            offset, max_index=len(self.source) - 1, seed=_epoch_seed(self.seed, epoch), rounds=4
-        )
-        rng = np.random.default_rng((self.seed, position))
+        epoch, first = self.order.at(batch * self.batch_size + self.shard_index * rows + row)
         for skipped in range(MAX_CONSECUTIVE_BAD):
+            number = (first + skipped) % len(self.data)
             try:
-                image, tokens = self._example((index + skipped) % len(self.source), rng)
+                return self._example(epoch, number) | {"skipped": np.int32(skipped)}
             except BadSample as error:
                 last = error
                 log.info("skipped: %s", error)
-                continue
-            return {"images": image, "tokens": tokens, "skipped": np.int32(skipped)}
         raise ValueError(
-            f"{MAX_CONSECUTIVE_BAD} unusable samples in a row in {self.source.name!r} from number "
-            f"{index}; the last: {last}"
+            f"{MAX_CONSECUTIVE_BAD} unusable samples in a row in {self.data.name!r} from number "
+            f"{first}; the last: {last}"
         )
 
-    def _example(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        sample = self.source[index]
-        captions = [caption for caption in sample.captions if caption.strip()]
-        if not captions:
-            raise BadSample(f"{sample.key}: no caption")
-        caption = captions[int(rng.integers(len(captions)))]
-        try:
-            (image,) = augment(sample.image, [self.preprocess_cfg], rng)
-        except BadSample as error:
-            raise BadSample(f"{sample.key}: {error}") from None
-        return image, self.tokenizer.encode([caption])[0]
+    def _example(self, epoch: int, number: int) -> Example:
+        augmentation = epoch % self.embeddings.augmentations if self.embeddings else epoch
+        identity = self.order.seed, augmentation, number
+        example = draw(self.data[number], self.pixels, self.tokenizers, identity)
+        if self.embeddings:
+            image_D, text_D = self.embeddings.at(augmentation, number)
+            example |= {"teacher_image_embeddings": image_D, "teacher_text_embeddings": text_D}
+        return example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +170,14 @@ class EvalExamples:
 
 def train_batches(
     source: Source,
-    tokenizer: Tokenizer,
-    preprocess_cfg: PreprocessConfig,
+    student: View,
     batch_size: int,
     seed: int,
     num_workers: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
+    teacher: View | None = None,
+    embeddings: Embeddings | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled training batches.
 
@@ -124,34 +185,50 @@ def train_batches(
     iterator's get_state and set_state continue exactly where it was, with the same num_workers.
 
     Args:
-      source: samples; an unusable one gives way to the next usable one of the source.
-      tokenizer: encodes one caption of each sample, chosen anew in every epoch.
-      preprocess_cfg: crop, flip, normalisation.
+      source: samples; an unusable one gives way to the next usable one. Of a `Mixture` they are
+        drawn by its weights.
+      student: what makes the pixels and tokens; the crop and one caption of each sample are drawn
+        anew in every epoch.
       batch_size: global batch size, over all processes.
       seed: non-negative; of the order, the crops and the choice of captions.
       num_workers: worker processes; 0 uses threads of this process.
       shard_index, shard_count: this process and the number of processes that read the data.
+      teacher: how another model sees the same crop and caption.
+      embeddings: of a teacher; the augmentations are then those that it has seen, in turn.
 
     Returns:
       Batches of B = batch_size / shard_count rows: "images" float32 [B, S, S, 3], "tokens" int32
-      [B, L], and "skipped" int32 [B], the unusable samples met on the way to each row.
+      [B, L], and "skipped" int32 [B], the unusable samples met on the way to each row. Also
+      "teacher_images" and "teacher_tokens" where the teacher's differ from the student's, and with
+      embeddings "teacher_image_embeddings" and "teacher_text_embeddings" bfloat16 [B, D].
 
     Raises:
       ValueError: an empty source, a negative seed, or a batch that does not divide by shard_count.
         When iterated: MAX_CONSECUTIVE_BAD unusable samples in a row.
     """
-    if len(source) == 0:
-        raise ValueError(f"the data source {source.name!r} is empty")
+    data = source if isinstance(source, Mixture) else mixture_of(source)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if batch_size < 1 or batch_size % shard_count:
         raise ValueError(f"batch_size {batch_size} does not divide by {shard_count} processes")
     if not 0 <= shard_index < shard_count:
         raise ValueError(f"shard_index must be in [0, {shard_count}), got {shard_index}")
+    pixels, tokenizers = {"images": student.preprocess}, {"tokens": student.tokenizer}
+    if teacher and not student.same_pixels(teacher):
+        pixels["teacher_images"] = teacher.preprocess
+    if teacher and not student.same_tokens(teacher):
+        tokenizers["teacher_tokens"] = teacher.tokenizer
     examples = TrainExamples(
-        source, tokenizer, preprocess_cfg, batch_size, seed, shard_index, shard_count
+        data,
+        SampleOrder(data.lengths, data.weights, seed),
+        pixels,
+        tokenizers,
+        embeddings,
+        batch_size,
+        shard_index,
+        shard_count,
     )
-    return _batches(examples, batch_size // shard_count, num_workers)
+    return batches(examples, batch_size // shard_count, num_workers)
 
 
 def eval_batches(
@@ -163,18 +240,19 @@ def eval_batches(
       Batches of "images" float32 [B, S, S, 3], "labels" int32 [B], "index" int32 [B] (into the
       source), "valid" bool [B]: False for unusable samples and for the padding of the last batch.
     """
-    return _batches(EvalExamples(source, preprocess_cfg, batch_size), batch_size, num_workers)
+    return batches(EvalExamples(source, preprocess_cfg, batch_size), batch_size, num_workers)
 
 
-def _batches(examples, batch_size: int, num_workers: int) -> grain.IterDataset:
-    batches = grain.MapDataset.source(examples).batch(batch_size)
+def batches(examples: Sequence[Example], batch_size: int, num_workers: int) -> grain.IterDataset:
+    """Reads examples in order, `batch_size` at a time, by threads or by `num_workers` processes."""
+    dataset = grain.MapDataset.source(examples).batch(batch_size)
     if num_workers == 0:
-        return batches.to_iter_dataset(grain.ReadOptions(THREADS, 2 * THREADS))
+        return dataset.to_iter_dataset(grain.ReadOptions(THREADS, 2 * THREADS))
     # Grain reads its absl flags when it starts workers; outside of absl.app nobody has parsed them.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     # Workers take whole batches in turn, so the order does not depend on their number.
-    return batches.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(
+    return dataset.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(
         grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
     )
 
@@ -184,8 +262,3 @@ def _decode(sample):
         return decode_image(sample.image)
     except BadSample as error:
         raise BadSample(f"{sample.key}: {error}") from None
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])

@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+# Between the sources of a mixture, as in open_clip's --train-data.
+SEPARATOR = "::"
+
 
 class BadSample(ValueError):
     """One sample cannot be used; the message says which and why. Callers skip and count it."""
@@ -19,12 +22,14 @@ class Sample:
       image: the bytes of an image file (JPEG, PNG, WebP, GIF or BMP).
       captions: every caption of the image.
       label: index into the source's `classnames`; -1 where the sample has no class.
+      labels: of an image that may show several classes, 0 or 1 for each; else empty.
     """
 
     key: str
     image: bytes
     captions: tuple[str, ...]
     label: int = -1
+    labels: tuple[int, ...] = ()
 
 
 @runtime_checkable
@@ -37,12 +42,14 @@ class Source(Protocol):
       templates: zero-shot prompts with "{}" for the class name, empty when there are none.
       left_out: samples that could not even be numbered, such as images without a caption; what a
         damaged file hides is not known, and not counted.
+      fingerprint: changes whenever number i may have become another sample.
     """
 
     name: str
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
     left_out: int
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -57,13 +64,16 @@ class SourceConfig:
 
     Attributes:
       source: "shapes" or "shapes:tiny" (rendered scenes), "tfds:NAME" or "tfds:NAME/CONFIG",
-        "wds:PATTERN" (tar shards by glob or {00000..00009}) or "wds:DIR" (CLIP_benchmark layout).
+        "wds:PATTERN" (tar shards by glob or {00000..00009}) or "wds:DIR" (CLIP_benchmark layout);
+        to train on, also several of these joined by "::".
       split: name of the split; WebDataset patterns have none and ignore it.
       data_dir: where data is prepared and indices are kept; by default $TCLIP_DATA_DIR, else
         ~/.cache/tclip.
       image_key, label_key, caption_key: features of a TFDS data set, nested ones as "a/b". Captions
         come from `templates` when caption_key is empty; an empty label_key means no classes.
       templates: prompts with "{}" for the class name; `shapes` and CLIP_benchmark bring their own.
+      weights: of several sources, how often each is drawn relative to the others; () draws every
+        sample equally often.
     """
 
     source: str
@@ -73,6 +83,7 @@ class SourceConfig:
     label_key: str = "label"
     caption_key: str = ""
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self):
         for template in self.templates:
@@ -92,12 +103,14 @@ def data_dir(cfg: SourceConfig) -> Path:
 
 
 def open_source(cfg: SourceConfig) -> Source:
-    """Opens a data set, preparing or indexing it first where that has not been done.
+    """Opens one data set, preparing or indexing it first where that has not been done.
 
     Raises:
-      ValueError: an unknown kind of source, split or feature.
+      ValueError: an unknown kind of source, split or feature, or several joined by "::".
       FileNotFoundError: the data is absent.
     """
+    if SEPARATOR in cfg.source:
+        raise ValueError(f"{cfg.source!r}: only training mixes several sources; name one")
     # Imported here: TFDS takes long to import and most runs need one kind of source.
     kind, _, rest = cfg.source.partition(":")
     if kind == "shapes":

@@ -19,12 +19,14 @@ class TfdsSource:
     """One split of a prepared TFDS data set; see `Source`.
 
     Attributes:
+      full_name: that of TFDS, name/config/version.
       folder: the prepared version folder.
       split: a split of it, slices such as "train[:1000]" included.
       classes: the labels on disk that this split uses; `classnames` are their names in this order.
     """
 
     name: str
+    full_name: str
     folder: str
     split: str
     image_key: str
@@ -34,6 +36,11 @@ class TfdsSource:
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     left_out: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        keys = self.image_key, self.label_key, self.caption_key
+        return repr((self.full_name, self.split, len(self), *keys, self.classes, self.templates))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -96,6 +103,7 @@ def open_shapes(cfg: SourceConfig, config_name: str) -> TfdsSource:
     kinds = shapes.KINDS if cfg.split == "test_unseen" else shapes.SEEN
     return TfdsSource(
         name=cfg.source,
+        full_name=builder.info.full_name,
         folder=str(builder.data_dir),
         split=cfg.split,
         image_key="image",
@@ -161,6 +169,7 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
         raise ValueError(f"{name!r}: give a caption_key or a label_key, there is no text otherwise")
     return TfdsSource(
         name=cfg.source,
+        full_name=builder.info.full_name,
         folder=str(builder.data_dir),
         split=cfg.split,
         image_key=cfg.image_key,

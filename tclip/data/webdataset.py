@@ -1,14 +1,16 @@
 """WebDataset tar shards as img2dataset and CLIP_benchmark write them, with random access.
 
 A sample is a run of neighbouring tar members with one key (the name up to the first dot of its last
-part): an image, and either key.txt with a caption a line or key.cls with a class number. Captions
-are UTF-8 of any language; bytes that are not become U+FFFD. Shards are indexed once
-(tclip/data/tar_index.py); reading a sample is then one read for the image and one for the text.
+part): an image, and key.txt with a caption a line, key.cls with a class number or key.npy with a 0
+or 1 for each class. Captions are UTF-8 of any language; bytes that are not become U+FFFD. Shards
+are indexed once (tclip/data/tar_index.py); reading a sample is then one read for the image and one
+for the text.
 """
 
 import dataclasses
 import functools
 import glob
+import io
 import logging
 import os
 import re
@@ -23,6 +25,9 @@ from tclip.data.tar_index import IMAGE_SUFFIXES, index_shards, open_index, split
 
 log = logging.getLogger(__name__)
 
+# No UTF-8 text starts like this.
+NPY_MAGIC = b"\x93NUMPY"
+
 
 @dataclasses.dataclass(frozen=True)
 class WebDatasetSource:
@@ -35,8 +40,19 @@ class WebDatasetSource:
     templates: tuple[str, ...] = ()
     left_out: int = 0
 
+    @property
+    def fingerprint(self) -> str:
+        # Names and sizes: shards may be copied elsewhere, and then have other times.
+        shards = [(Path(path).name, os.path.getsize(path)) for path in self.shards]
+        return repr((shards, len(self), self.classnames, self.templates))
+
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every sample, int32 [N]; -1 where it has none."""
+        return self._index["label"]
 
     def __getitem__(self, index: int) -> Sample:
         shard, label, image_offset, text_offset, image_size, text_size = self._index[index].tolist()
@@ -53,6 +69,9 @@ class WebDatasetSource:
         key = split_name(block[:100].rstrip(b"\0").decode("utf-8", "replace"))[0]
         if label >= len(self.classnames) and self.classnames:
             raise BadSample(f"{path}, {key}: label {label} of {len(self.classnames)} classes")
+        if text.startswith(NPY_MAGIC):
+            labels = _labels(text, f"{path}, {key}.npy")
+            return Sample(f"{Path(path).name}/{key}", block[BLOCKSIZE:], (), labels=labels)
         # Not splitlines, which also splits at characters that some languages use within a line.
         lines = text.decode("utf-8-sig", "replace").split("\n")
         captions = tuple(line.strip() for line in lines if line.strip())
@@ -73,7 +92,8 @@ def open_webdataset(cfg: SourceConfig, where: str) -> WebDatasetSource:
     """Opens shards by pattern, or a folder in the layout of CLIP_benchmark.
 
     Such a folder holds SPLIT/nshards.txt, SPLIT/0.tar and so on, and for classification
-    classnames.txt and zeroshot_classification_templates.txt with "{c}" for the class name.
+    classnames.txt and zeroshot_classification_templates.txt with "{c}" for the class name. A line
+    is a class even where it is empty, as in the published vtab/clevr_closest_object_distance.
 
     Raises:
       FileNotFoundError: nothing matches the pattern, or the layout lacks a file.
@@ -99,7 +119,8 @@ def open_webdataset(cfg: SourceConfig, where: str) -> WebDatasetSource:
     if len(source) == 0:
         raise ValueError(
             f"no usable sample in the {len(shards)} shard(s) of {where!r}: expected pairs of "
-            f"key.{'|'.join(IMAGE_SUFFIXES)} and key.txt or key.cls in uncompressed tar files"
+            f"key.{'|'.join(IMAGE_SUFFIXES)} and key.txt, key.cls or key.npy in uncompressed tar "
+            "files"
         )
     return source
 
@@ -164,4 +185,14 @@ def _benchmark_shards(folder: Path, split: str) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _labels(npy: bytes, name: str) -> tuple[int, ...]:
+    try:
+        array = np.lib.format.read_array(io.BytesIO(npy), allow_pickle=False)
+    except Exception as error:  # of many kinds, from the parser of the header
+        raise BadSample(f"{name}: {error}") from None
+    if array.ndim != 1 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        raise BadSample(f"{name} is not a 0 or 1 for each class")
+    return tuple(array.astype(int).tolist())

@@ -11,6 +11,7 @@ from PIL import Image
 from tclip.data import (
     PreprocessConfig,
     Sample,
+    View,
     eval_batches,
     preprocess,
     train_batches,
@@ -31,6 +32,7 @@ class Numbers:
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     left_out: int = 0
+    fingerprint: str = "numbers"
 
     def __len__(self):
         return self.length
@@ -69,7 +71,7 @@ def assert_equal(left, right):
 
 
 def test_shapes_and_dtypes(tiny_shapes, tokenizer):
-    (batch,) = take(train_batches(tiny_shapes("train"), tokenizer, CFG, 6, seed=0), 1)
+    (batch,) = take(train_batches(tiny_shapes("train"), View(CFG, tokenizer), 6, seed=0), 1)
     described = {key: (value.shape, value.dtype) for key, value in batch.items()}
     assert described == {
         "images": ((6, 16, 16, 3), np.float32),
@@ -79,7 +81,7 @@ def test_shapes_and_dtypes(tiny_shapes, tokenizer):
 
 
 def test_every_epoch_is_another_permutation(tokenizer):
-    batches = take(train_batches(Numbers(12), tokenizer, CFG, 8, seed=1), 6)
+    batches = take(train_batches(Numbers(12), View(CFG, tokenizer), 8, seed=1), 6)
     stream = [number for batch in batches for number in numbers_of(batch)]
     epochs = [stream[i : i + 12] for i in range(0, 48, 12)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
@@ -89,14 +91,14 @@ def test_every_epoch_is_another_permutation(tokenizer):
 def test_seed_changes_order_crops_and_captions(tiny_shapes, tokenizer):
     source = tiny_shapes("train")
     a, again, b = (
-        take(train_batches(source, tokenizer, CFG, 8, seed=seed), 1)[0] for seed in (0, 0, 1)
+        take(train_batches(source, View(CFG, tokenizer), 8, seed=seed), 1)[0] for seed in (0, 0, 1)
     )
     assert_equal(a, again)
     assert not np.array_equal(a["images"], b["images"])
 
 
 def test_all_captions_get_their_turn(tokenizer):
-    batches = take(train_batches(Numbers(4), tokenizer, CFG, 4, seed=0), 10)
+    batches = take(train_batches(Numbers(4), View(CFG, tokenizer), 4, seed=0), 10)
     tokens = np.concatenate([batch["tokens"] for batch in batches])
     rows, counts = np.unique(tokens, axis=0, return_counts=True)
     assert {tuple(row) for row in rows} == {
@@ -108,7 +110,7 @@ def test_all_captions_get_their_turn(tokenizer):
 def test_one_worker_process_gives_the_same_data_as_threads(tiny_shapes, tokenizer):
     source = tiny_shapes("train")
     threads, worker = (
-        take(train_batches(source, tokenizer, CFG, 8, seed=3, num_workers=workers), 5)
+        take(train_batches(source, View(CFG, tokenizer), 8, seed=3, num_workers=workers), 5)
         for workers in (0, 1)
     )
     for ours, theirs in zip(threads, worker, strict=True):
@@ -118,8 +120,8 @@ def test_one_worker_process_gives_the_same_data_as_threads(tiny_shapes, tokenize
 @pytest.mark.parametrize("workers", [0, 2])
 def test_state_resumes_exactly(tiny_shapes, tokenizer, workers):
     source = tiny_shapes("train")
-    expected = take(train_batches(source, tokenizer, CFG, 8, seed=3), 7)
-    dataset = train_batches(source, tokenizer, CFG, 8, seed=3, num_workers=workers)
+    expected = take(train_batches(source, View(CFG, tokenizer), 8, seed=3), 7)
+    dataset = train_batches(source, View(CFG, tokenizer), 8, seed=3, num_workers=workers)
     iterator = iter(dataset)
     for batch in expected[:3]:
         assert_equal(next(iterator), batch)
@@ -137,11 +139,13 @@ def test_state_resumes_exactly(tiny_shapes, tokenizer, workers):
 
 def test_processes_split_the_rows_of_every_global_batch(tiny_shapes, tokenizer):
     source = tiny_shapes("train")
-    whole = take(train_batches(source, tokenizer, CFG, 8, seed=3), 4)
+    whole = take(train_batches(source, View(CFG, tokenizer), 8, seed=3), 4)
     for count in (2, 4):
         parts = [
             take(
-                train_batches(source, tokenizer, CFG, 8, seed=3, shard_index=i, shard_count=count),
+                train_batches(
+                    source, View(CFG, tokenizer), 8, seed=3, shard_index=i, shard_count=count
+                ),
                 4,
             )
             for i in range(count)
@@ -152,7 +156,7 @@ def test_processes_split_the_rows_of_every_global_batch(tiny_shapes, tokenizer):
 
 def test_bad_samples_give_way_to_the_next_and_are_counted(tokenizer):
     source = Numbers(10, broken=(3, 4), silent=(7,))
-    batches = take(train_batches(source, tokenizer, CFG, 5, seed=2), 2)
+    batches = take(train_batches(source, View(CFG, tokenizer), 5, seed=2), 2)
     shown = [number for batch in batches for number in numbers_of(batch)]
     skipped = [count for batch in batches for count in batch["skipped"].tolist()]
     assert sorted(shown) == sorted([0, 1, 2, 5, 5, 5, 6, 8, 8, 9])
@@ -164,7 +168,7 @@ def test_nothing_but_bad_samples_is_an_error(tokenizer):
     source = Numbers(5, broken=(0, 1, 2), silent=(3, 4))
     message = f"{MAX_CONSECUTIVE_BAD} unusable samples in a row in 'numbers'"
     with pytest.raises(ValueError, match=message):
-        take(train_batches(source, tokenizer, CFG, 2, seed=0), 1)
+        take(train_batches(source, View(CFG, tokenizer), 2, seed=0), 1)
 
 
 def test_evaluation_sees_every_sample_once_and_pads():
@@ -193,4 +197,4 @@ def test_evaluation_sees_every_sample_once_and_pads():
 def test_wrong_arguments_are_refused_at_once(tokenizer, options, message):
     arguments = {"source": Numbers(5), "batch_size": 4, "seed": 0} | options
     with pytest.raises(ValueError, match=message):
-        train_batches(tokenizer=tokenizer, preprocess_cfg=CFG, **arguments)
+        train_batches(student=View(CFG, tokenizer), **arguments)
