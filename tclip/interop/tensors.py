@@ -15,8 +15,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 UNREAD_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 REMEDY = (
-    "pickled weights can run code when they are loaded; where that may happen, convert them with "
-    "transformers' model.save_pretrained(folder, safe_serialization=True)"
+    "pickled weights can run code when they are loaded; where that may happen, convert them by "
+    "transformers' model.save_pretrained(folder, safe_serialization=True) or by safetensors.torch"
 )
 
 
