@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tclip.data.source import BadSample
 
@@ -104,9 +104,13 @@ def augment(
     """Random-resized crop (Szegedy et al., arXiv 1409.4842) and flip; the training transform.
 
     One crop and one flip are drawn, by the ranges of views[0], and every view shows them in its own
-    size and normalisation; the draws do not depend on the other views. The crop has the
-    distribution of torchvision's RandomResizedCrop: area uniform in train_scale, aspect ratio
-    log-uniform in train_ratio, ten tries, then the largest central crop in range.
+    size and normalisation: neither the draws nor the pixels of a view depend on the other views.
+    The crop has the distribution of torchvision's RandomResizedCrop: area uniform in train_scale,
+    aspect ratio log-uniform in train_ratio, ten tries, then the largest central crop in range.
+
+    A JPEG whose crop is at least s = 2, 4 or 8 times a view's size is decoded for it at 1/s of its
+    size, which libjpeg does within the cosine transform. That is much faster than resizing all
+    pixels and differs from it, on photographs, by less than a grey level on average.
 
     Returns:
       float32 [image_size, image_size, 3] for each view.
@@ -114,13 +118,25 @@ def augment(
     Raises:
       BadSample: as `decode_image`.
     """
-    image = decode_image(data)
-    box = _random_crop(image.size, views[0], rng)
+    with _decoding():
+        opened = _open(data)
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    size = opened.size[::-1] if orientation in (5, 6, 7, 8) else opened.size
+    # Of a turned image the last, partial pixels of a smaller decoding would come first.
+    reducible = opened.format in ("JPEG", "MPO") and orientation == 1
+    box = _random_crop(size, views[0], rng)
     mirrored = views[0].flip and rng.random() < 0.5
-    arrays = []
+    decoded, arrays = {}, []
     for cfg in views:
+        scale = _reduction(box, cfg.image_size) if reducible else 1
+        if scale not in decoded:
+            with _decoding():
+                image = _open(data) if decoded else opened
+                image.draft(None, (image.width // scale, image.height // scale))
+                decoded[scale] = _upright_rgb(image)
         side = (cfg.image_size, cfg.image_size)
-        view = image.resize(side, RESAMPLING[cfg.interpolation], box=box)
+        edges = [edge / scale for edge in box]
+        view = decoded[scale].resize(side, RESAMPLING[cfg.interpolation], box=edges)
         arrays.append(_normalize(ImageOps.mirror(view) if mirrored else view, cfg))
     return arrays
 
@@ -151,6 +167,12 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
+def _reduction(box: Sequence[int], side: int) -> int:
+    """By how much an image may be decoded smaller so that `box` still covers side x side pixels."""
+    cover = min(box[2] - box[0], box[3] - box[1]) // side
+    return next((scale for scale in (8, 4, 2) if scale <= cover), 1)
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16-bit greyscale
@@ -179,5 +201,8 @@ def _random_crop(size: tuple[int, int], cfg: PreprocessConfig, rng) -> tuple[int
 
 
 def _normalize(image: Image.Image, cfg: PreprocessConfig) -> np.ndarray:
-    mean, std = np.asarray(cfg.mean, np.float32), np.asarray(cfg.std, np.float32)
-    return (np.asarray(image, np.float32) / 255 - mean) / std
+    """Returns (pixels / 255 - mean) / std; along whole rows and in place, which is much faster."""
+    rows = np.array(image, np.float32).reshape(image.height, -1)
+    rows *= np.tile(1 / (255 * np.asarray(cfg.std)), image.width).astype(np.float32)
+    rows -= np.tile(np.divide(cfg.mean, cfg.std), image.width).astype(np.float32)
+    return rows.reshape(image.height, image.width, 3)

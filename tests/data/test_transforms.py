@@ -297,6 +297,63 @@ def test_views_show_one_crop_in_their_own_size_and_normalisation():
         np.testing.assert_allclose(both[1], np.asarray(expected) / 127.5 - 1, atol=1e-6)
 
 
+def reference_crop(image, cfg, seed):
+    """The crop that `augment` draws, resized from all pixels, in grey levels."""
+    box = transforms._random_crop(image.size, cfg, np.random.default_rng(seed))
+    side = (cfg.image_size, cfg.image_size)
+    return np.asarray(image.resize(side, Image.Resampling.BICUBIC, box=box), np.float64)
+
+
+def grey_levels(view, cfg):
+    return (view * np.array(cfg.std) + cfg.mean) * 255
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_jpegs_decoded_smaller_look_like_the_whole(scale):
+    # Of an odd size, so that the last pixel of the smaller image is a part of one.
+    noise = np.random.default_rng(0).normal(0, 4, (483, 645, 3))
+    x, y = np.arange(645), np.arange(483)[:, None]
+    ramps = np.stack(np.broadcast_arrays(255 * x / 645, 255 * y / 483, 128 + 0 * x), axis=-1)
+    file = encode(Image.fromarray(np.clip(ramps + noise, 0, 255).astype(np.uint8)), "JPEG")
+    cfg = PreprocessConfig(image_size=300 // scale, train_scale=(0.6, 0.9))
+    for seed in range(5):
+        (view,) = augment(file, [cfg], np.random.default_rng(seed))
+        error = grey_levels(view, cfg) - reference_crop(decode_image(file), cfg, seed)
+        assert 0 < np.abs(error).mean() < 1
+        # A shift by a tenth of a smaller pixel would change the ramps by 0.04 levels or more.
+        assert np.abs(error.mean(axis=(0, 1))).max() < 0.04 * scale
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_turned_jpegs_are_cropped_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encode(gradient(645, 483), "JPEG", exif=exif)
+    cfg = PreprocessConfig(image_size=100, train_scale=(0.6, 0.9))
+    (view,) = augment(file, [cfg], np.random.default_rng(0))
+    expected = reference_crop(decode_image(file), cfg, seed=0)
+    np.testing.assert_allclose(grey_levels(view, cfg), expected, atol=1e-4)
+
+
+def test_jpegs_are_never_decoded_smaller_than_the_view():
+    file = encode(gradient(300, 200), "JPEG")
+    cfg = PreprocessConfig(image_size=101, train_scale=(0.5, 1.0))
+    for seed in range(5):
+        (view,) = augment(file, [cfg], np.random.default_rng(seed))
+        expected = reference_crop(decode_image(file), cfg, seed)
+        np.testing.assert_allclose(grey_levels(view, cfg), expected, atol=1e-4)
+
+
+def test_a_view_of_a_jpeg_does_not_depend_on_the_others():
+    file = encode(extremes(301, 299), "JPEG")
+    small, large = (PreprocessConfig(image_size=side, train_scale=(0.7, 1.0)) for side in (60, 200))
+    for seed in range(5):
+        first, second = augment(file, [small, large], np.random.default_rng(seed))
+        for cfg, view in ((small, first), (large, second)):
+            (alone,) = augment(file, [cfg], np.random.default_rng(seed))
+            np.testing.assert_array_equal(view, alone)
+
+
 def test_augment_refuses_what_decode_image_refuses():
     with pytest.raises(BadSample, match="not an image file of JPEG"):
         augment(b"hello", [PreprocessConfig()], np.random.default_rng(0))
