@@ -26,6 +26,8 @@ from tclip.files import naming
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+# The text is captions, or where these and the class label are absent the labels of many classes.
+TEXT_SUFFIXES = ("txt", "npy")
 # A sample without a text member has text_size 0, one without a class label -1.
 INDEX = np.dtype(
     [
@@ -97,7 +99,8 @@ def open_index(path: Path | str) -> np.ndarray:
 def shard_index_path(shard: str, folder: Path) -> Path:
     """Where the index of a shard in its present state is kept."""
     stat = os.stat(shard)
-    return folder / f"{_digest([str(INDEX), shard, stat.st_size, stat.st_mtime_ns])}.npz"
+    layout = str(INDEX), TEXT_SUFFIXES
+    return folder / f"{_digest([layout, shard, stat.st_size, stat.st_mtime_ns])}.npz"
 
 
 def save_shard_index(path: Path, rows: np.ndarray, skipped: int, complaint: str) -> None:
@@ -202,12 +205,15 @@ def _scan(file: BinaryIO) -> tuple[list[tuple[str, str, tuple[int, int]]], str]:
 def _row(file: BinaryIO, places: dict[str, tuple[int, int]]) -> tuple | None:
     """A row of INDEX from {suffix: (offset, size)}, None where image, or text and label, lack."""
     image = next((places[suffix] for suffix in IMAGE_SUFFIXES if suffix in places), None)
-    text_offset, text_size = places.get("txt", (0, 0))
+    captions, labels = TEXT_SUFFIXES
+    text_offset, text_size = places.get(captions, (0, 0))
     label = -1
     if "cls" in places:
         offset, size = places["cls"]
         digits = os.pread(file.fileno(), min(size, 16), offset).strip()
         label = int(digits) if digits.isdigit() and len(digits) < 10 else -1
+    elif captions not in places:
+        text_offset, text_size = places.get(labels, (0, 0))
     if image is None or (text_size == 0 and label < 0):
         return None
     if image[1] > MAX_IMAGE_BYTES or text_size > MAX_TEXT_BYTES:

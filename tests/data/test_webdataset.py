@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tars import pairs, png, write_tar
 
@@ -113,6 +114,38 @@ def test_small_benchmark_folder_and_its_faults(tmp_path):
     (tmp_path / "set/test/nshards.txt").write_text("many")
     with pytest.raises(ValueError, match="does not hold a number"):
         open_source(cfg)
+
+
+def npy(values, **options):
+    out = io.BytesIO()
+    np.save(out, np.array(values, **options))
+    return out.getvalue()
+
+
+def test_labels_of_several_classes_and_an_empty_class_name(tmp_path):
+    write_benchmark(tmp_path / "set", [])
+    (tmp_path / "set/classnames.txt").write_text("cat\n\nhot dog\n")
+    members = [
+        *[("0.png", png(0)), ("0.npy", npy([1, 0, 1], dtype=np.float32))],
+        *[("1.png", png(1)), ("1.npy", npy([2, 0, 1]))],
+        *[("2.png", png(2)), ("2.npy", npy([None, 1], dtype=object))],
+        *[("3.png", png(3)), ("3.npy", b"\x93NUMPY\x01\0 cut")],
+        *[("4.png", png(4)), ("4.cls", b"1"), ("4.npy", npy([0.5]))],
+        *[("5.png", png(5)), ("5.cls", b"2")],
+    ]
+    write_tar(tmp_path / "set/test/0.tar", members)
+    cfg = SourceConfig(f"wds:{tmp_path}/set", "test", str(tmp_path / "cache"))
+    source = open_source(cfg)
+    assert source.classnames == ("cat", "", "hot dog")
+    assert source.labels.tolist() == [-1, -1, -1, -1, 1, 2]
+    assert (source[0].labels, source[0].captions) == ((1, 0, 1), ())
+    assert source[5].captions == ("a hot dog here.", "hot dog")
+    assert (source[4].labels, source[4].captions) == ((), ("a  here.", ""))
+    with pytest.raises(BadSample, match=r"1\.npy is not a 0 or 1 for each class"):
+        source[1]
+    for damaged in (2, 3):
+        with pytest.raises(BadSample, match=rf"{damaged}\.npy: "):
+            source[damaged]
 
 
 def test_unpaired_and_foreign_members_are_left_out_and_counted(tmp_path, caplog):
