@@ -89,6 +89,11 @@ def _tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
                 if dtype not in FLOATS + INTEGERS:
                     raise ValueError(f"{file}: tensor {key!r} is {dtype}, which is not read")
                 tensor = reader.get_tensor(key)
-                yield key, tensor.astype(np.float32, copy=False) if dtype in FLOATS else tensor
+                if dtype in FLOATS:
+                    with np.errstate(over="raise"):
+                        tensor = tensor.astype(np.float32, copy=False)
+                yield key, tensor
+    except FloatingPointError:
+        raise ValueError(f"{file}: tensor {key!r} is beyond the range of float32") from None
     except SafetensorError as error:
         raise ValueError(f"{file} is not a valid safetensors file: {error}") from None

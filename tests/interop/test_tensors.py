@@ -32,6 +32,12 @@ def test_floats_become_float32_and_integers_stay(tmp_path):
     assert tensors["scalar"] == 4.5
 
 
+def test_a_value_that_float32_cannot_hold_is_refused(tmp_path):
+    save_file({"a": np.array([1.0]), "b": np.array([1e39])}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: tensor 'b' is beyond the range"):
+        read_tensors(tmp_path)
+
+
 def write_shards(folder, shards, weight_map=None, name="model.safetensors"):
     for shard, tensors in shards.items():
         arrays = {key: np.full(2, value, np.float32) for key, value in tensors.items()}
