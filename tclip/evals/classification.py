@@ -6,8 +6,8 @@ import numpy as np
 
 from tclip.data import Source
 from tclip.data.source import fill
-from tclip.evals.embed import ImageEmbeddings, check_finite
-from tclip.evals.metrics import classification_metrics, label_ranks
+from tclip.evals.embed import ImageEmbeddings, embed_texts
+from tclip.evals.metrics import Ties, classification_metrics, label_ranks
 from tclip.inference import Model
 
 CHUNK = 1024
@@ -27,15 +27,14 @@ def class_embeddings(
     if not classnames or not templates:
         raise ValueError("zero-shot classification needs class names and templates")
     prompts = [prompt for name in classnames for prompt in fill(tuple(templates), name)]
-    prompts_CxTxD = model.encode_text(prompts).reshape(len(classnames), len(templates), -1)
-    check_finite("class names", prompts_CxTxD)
-    mean_CxD = prompts_CxTxD.mean(axis=1)
+    prompts_PxD = embed_texts(model, "class names", prompts)
+    mean_CxD = prompts_PxD.reshape(len(classnames), len(templates), -1).mean(axis=1)
     norm_Cx1 = np.linalg.norm(mean_CxD, axis=1, keepdims=True)
     return mean_CxD / np.where(norm_Cx1 == 0, 1, norm_Cx1)
 
 
 def zeroshot_classification(
-    model: Model, source: Source, images: ImageEmbeddings
+    model: Model, source: Source, images: ImageEmbeddings, ties: Ties = "against"
 ) -> dict[str, float]:
     """Accuracy over the classes of `source`; images without a label (-1) take no part.
 
@@ -43,9 +42,10 @@ def zeroshot_classification(
       model: float, fake-quantised or packed.
       source: has class names, templates and labels.
       images: `embed_images(model, source)`.
+      ties: see tclip/evals/metrics.py.
 
     Returns:
-      top1, top5, mean_per_class (fractions; ties count as wrong) and n, the images that took part.
+      top1, top5, mean_per_class (fractions) and n, the images that took part.
 
     Raises:
       ValueError: a label is beyond the classes, or no image has one.
@@ -63,7 +63,7 @@ def zeroshot_classification(
     embeddings_NxD, labels_N = images.embeddings_NxD[labelled], images.labels_N[labelled]
     classes_CxD = class_embeddings(model, source.classnames, source.templates)
     ranks = [
-        label_ranks(embeddings_NxD[i : i + CHUNK] @ classes_CxD.T, labels_N[i : i + CHUNK])
+        label_ranks(embeddings_NxD[i : i + CHUNK] @ classes_CxD.T, labels_N[i : i + CHUNK], ties)
         for i in range(0, len(labels_N), CHUNK)
     ]
     return classification_metrics(np.concatenate(ranks), labels_N) | {"n": len(labels_N)}
