@@ -198,10 +198,12 @@ def template(hf: HFTokenizer, before: list[str], after: list[str]) -> processors
 def _end_of_text(hf: HFTokenizer) -> int | None:
     """Returns the special token that comes after a text and before its padding, if there is one."""
     try:
-        encoding = hf.encode("a")
-    # The library raises bare Exception, here where the vocabulary has no token for "a".
-    except Exception:
-        return None
+        encoding = hf.encode("a \U0010ffff")  # a character that hardly any vocabulary knows
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # A file that does not fit together: the library raises bare Exception, or panics.
+    except BaseException as error:
+        raise ValueError(f"the tokenizer cannot encode text ({error})") from None
     used = np.flatnonzero(encoding.attention_mask)
     if not used.size or not encoding.special_tokens_mask[used[-1]]:
         return None

@@ -209,6 +209,12 @@ def test_what_cannot_be_read_is_named_with_the_remedy(tmp_path):
     ):
         write_folder(tmp_path, unigram(), **config)
         refused(ValueError, f"{tmp_path.name}: .*{match}")
+    write_folder(tmp_path, HFTokenizer(models.Unigram([("a", 0.0)])))
+    refused(ValueError, "cannot encode text .*unk_id")
+    broken = json.loads(unigram().to_str())
+    broken["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(broken))
+    refused(ValueError, "cannot encode text|not a tokenizer")
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     refused(ValueError, r"tokenizer_config\.json: no valid JSON")
     (tmp_path / "tokenizer_config.json").write_text("[]")
