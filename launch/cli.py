@@ -4,13 +4,15 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -21,7 +23,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # libraries are talkative
+            absl_logging.set_verbosity(absl_logging.WARNING)  # libraries are talkative
         # Compiled programs are kept: what is resumed or repeated starts at once.
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -30,18 +32,29 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(argv)
         except (ValueError, OSError, FloatingPointError) as error:
-            logging.debug("traceback:", exc_info=True)
+            absl_logging.debug("traceback:", exc_info=True)
             print(f"{Path(argv[0]).stem}: error: {error}", file=sys.stderr)
             return 1
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def log_progress() -> None:
+    """Sends what tclip says to stderr as plain lines; of other libraries only warnings."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("tclip")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
 def keep_freed_memory() -> None:
     """Has the process keep memory that it frees; call before jax starts its threads.
 
-    On a CPU every step allocates and frees its temporaries, for ViT-B/16 more than a gigabyte. Given
-    back to the system and faulted in again they cost up to a third of a step. Only glibc has this.
+    On a CPU every step allocates and frees its temporaries, gigabytes for ViT-B/16. Given back to
+    the system and faulted in again they cost up to a third of a step. Only glibc has this.
     """
     m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
     with contextlib.suppress(AttributeError, OSError):

@@ -3,14 +3,12 @@
 Single keys are overridden as --config.optim.lr=3e-4. The same command continues an interrupted run.
 """
 
-import logging
 from collections.abc import Sequence
 
-import absl.logging
 from absl import flags
 from ml_collections import config_flags
 
-from launch.cli import run
+from launch.cli import log_progress, run
 from tclip.experiment import experiment_from_config
 from tclip.trainer import train
 
@@ -26,17 +24,6 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"unexpected argument {argv[1]!r}")
     log_progress()
     train(experiment_from_config(_CONFIG.value), _WORKDIR.value)
-
-
-def log_progress() -> None:
-    """Sends what tclip says to stderr as plain lines; of other libraries only warnings."""
-    absl.logging.set_verbosity(absl.logging.WARNING)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("tclip")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tclip.quant import TernaryPolicy
 from tclip.sharding import MeshConfig
 
 CONFIG_FILE = "config.json"
-TOKENIZER_KINDS = ("train", "clip", "file")
+TOKENIZER_KINDS = ("auto", "train", "clip", "file")
 
 # Keys that a resumed run may change, because no parameter depends on them. Everything else,
 # train.steps included (the learning rate is a function of it), has to be what it was.
@@ -35,23 +35,24 @@ HARMLESS_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Where the tokenizer of a run without a teacher comes from; a student takes its teacher's.
+    """Where the tokenizer comes from.
 
     Attributes:
-      kind: "train" (byte-pair encoding of the training captions), "clip" (CLIP's own merges) or
-        "file" (a tokenizer.json).
+      kind: "train" (byte-pair encoding of the training captions), "clip" (CLIP's own merges),
+        "file" (a tokenizer.json), or "auto": that of the model whose weights the run starts from,
+        else the teacher's, else "train".
       path: of CLIP's bpe_simple_vocab_16e6.txt.gz for "clip", of tokenizer.json for "file".
       vocab_size: largest vocabulary of "train".
     """
 
-    kind: str = "train"
+    kind: str = "auto"
     path: str = ""
     vocab_size: int = 1024
 
     def __post_init__(self):
         if self.kind not in TOKENIZER_KINDS:
             raise ValueError(f"tokenizer.kind={self.kind!r}: choose from {TOKENIZER_KINDS}")
-        if self.kind != "train" and not self.path:
+        if self.kind in ("clip", "file") and not self.path:
             raise ValueError(f"tokenizer.kind={self.kind!r} needs tokenizer.path")
 
 
@@ -60,12 +61,14 @@ class TeacherConfig:
     """The frozen teacher.
 
     Attributes:
-      path: workdir of the teacher's training run; "" for training without a teacher.
-      init_student: start from the teacher's weights if the student has the same architecture.
+      path: a training workdir, a CLIP or SigLIP folder of Hugging Face, a CLIP folder of open_clip,
+        or the id of one on the Hugging Face hub; "" for training without a teacher.
+      cache: folder of launch.cache_teacher, to read its embeddings instead of running it; "" runs
+        it.
     """
 
     path: str = ""
-    init_student: bool = True
+    cache: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,11 +137,17 @@ class EvalConfig:
 class Experiment:
     """A training run. Without a teacher and with policy "none" it is plain float training.
 
+    Attributes:
+      init: the weights to start from. "auto": the teacher's if it has the architecture of `model`,
+        else random ones; "random"; or a path or id as of a teacher ("teacher" for the teacher
+        itself), whose architecture and pixels then replace those of `model` and `preprocess`.
+
     Raises:
       ValueError: groups that contradict each other.
     """
 
     seed: int = 0
+    init: str = "auto"
     model: CLIPConfig = dataclasses.field(default_factory=lambda: architecture("small-48"))
     train_data: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig("shapes"))
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
@@ -163,12 +172,32 @@ class Experiment:
             raise ValueError(
                 "the loss distils from a teacher: set teacher.path, or those weights to 0"
             )
+        if self.init == "teacher" and not self.teacher.path:
+            raise ValueError("init='teacher' needs teacher.path")
+        if self.teacher.cache and not self.teacher.path:
+            raise ValueError("teacher.cache needs teacher.path, to check whose embeddings they are")
+        if self.teacher.cache and self.loss.hidden_weight > 0:
+            raise ValueError("teacher.cache holds no hidden layers: set loss.hidden_weight to 0")
+        if self.adopts_architecture and self.tokenizer.kind != "auto":
+            raise ValueError(
+                f"init={self.init!r} brings its own tokenizer: leave tokenizer.kind at 'auto'"
+            )
+        if not self.adopts_architecture:
+            self.check_model()
+        # Refuses a warm-up that is longer than training before any data is read.
+        learning_rate(self.optim, self.train.steps)
+
+    @property
+    def adopts_architecture(self) -> bool:
+        """Whether `model` gives way to the architecture of the model that `init` names."""
+        return self.init not in ("auto", "random")
+
+    def check_model(self) -> None:
+        """Raises ValueError unless the loss can be computed for `model`."""
         check_hidden_layers(self.loss, "student", self.model)
         sigmoid = self.loss.contrastive == "sigmoid" and self.loss.contrastive_weight > 0
         if sigmoid and not self.model.logit_bias:
             raise ValueError("loss.contrastive='sigmoid' needs model.logit_bias=True")
-        # Refuses a warm-up that is longer than training before any data is read.
-        learning_rate(self.optim, self.train.steps)
 
 
 def check_hidden_layers(loss: LossConfig, role: str, model: CLIPConfig) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from tclip.checkpoint import load_trained
+from tclip.checkpoint import CHECKPOINTS, load_trained
 from tclip.data import (
     BadSample,
     PreprocessConfig,
@@ -22,8 +22,8 @@ from tclip.data import (
     load_tokenizer,
     preprocess,
 )
-from tclip.models import CLIP, CLIPConfig, logit_scale
-from tclip.packed import CONFIG, PREPROCESSOR, TOKENIZER, is_packed, load_packed
+from tclip.models import CLIP, CLIPConfig
+from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed, load_packed
 from tclip.quant import ternarize_params
 
 # Batches are cut to at most this many and padded to a power of two: few shapes to compile.
@@ -55,20 +55,24 @@ class Model:
                 f"preprocessing makes images of {self.preprocess.image_size} pixels, the model "
                 f"takes {size}"
             )
-        made = (self.tokenizer.context_length, self.tokenizer.eot_token_id)
-        if made != (text.context_length, text.eot_token_id) or (
-            self.tokenizer.vocab_size > text.vocab_size
+        tokenizer = self.tokenizer
+        if (
+            tokenizer.context_length != text.context_length
+            or tokenizer.vocab_size > text.vocab_size
+            or (text.pooling == "eot" and tokenizer.eot_token_id != text.eot_token_id)
         ):
             raise ValueError(
-                f"the tokenizer ({self.tokenizer.vocab_size} entries, end of text "
-                f"{made[1]}) is not that of the model ({text.vocab_size} entries, end of text "
+                f"the tokenizer (context {tokenizer.context_length}, {tokenizer.vocab_size} "
+                f"entries, end of text {tokenizer.eot_token_id}) is not that of the model (context "
+                f"{text.context_length}, {text.vocab_size} entries, end of text "
                 f"{text.eot_token_id})"
             )
 
     @property
     def logit_scale(self) -> float:
         """The factor that turns cosines into logits."""
-        return float(logit_scale(self.params))
+        # Not bounded as in training: other models' may lie beyond.
+        return float(np.exp(self.params["logit_scale"]))
 
     def encode_image(self, images: np.ndarray | Sequence[ImageInput]) -> np.ndarray:
         """Unit embeddings, float32 [B, D].
@@ -120,20 +124,23 @@ class Model:
 
 
 def load(path: str | Path) -> Model:
-    """Loads a packed folder (weights stay packed) or a training workdir (its newest weights).
+    """Loads a model of any kind.
+
+    Args:
+      path: a packed folder (weights stay packed), a training workdir (its newest weights), a CLIP
+        or SigLIP folder of Hugging Face, a CLIP folder of open_clip, or the id of one on the hub.
 
     Raises:
       FileNotFoundError: `path` or a file that it needs is missing.
       ValueError: a file in it is damaged, or does not fit the architecture.
     """
-    path = Path(path)
     if is_packed(path):
         return Model(*load_packed(path))
-    for name in (CONFIG, TOKENIZER, PREPROCESSOR):
-        if not (path / name).is_file():
-            raise FileNotFoundError(
-                f"{path} is neither a packed model nor a training workdir: {name} is missing"
-            )
+    if not (Path(path) / CHECKPOINTS).exists():
+        from tclip.interop import load_pretrained
+
+        return Model(*load_pretrained(path))
+    path = Path(path)
     experiment, params, quant = load_trained(path)
     return Model(
         experiment.model,

@@ -26,13 +26,13 @@ class MeshConfig:
     data: int = -1
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Returns a mesh with the axis "data" over the first `config.data` devices.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh with the axis "data" over the first `config.data` of all or of `devices`.
 
     Raises:
       ValueError: there are fewer devices than asked for.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     n = len(devices) if config.data == -1 else config.data
     if not 1 <= n <= len(devices):
         raise ValueError(f"mesh.data={n}: there are {len(devices)} devices; use -1 for all of them")
@@ -53,6 +53,11 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose leading axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def path_name(path: tuple[Any, ...]) -> str:

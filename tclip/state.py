@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tclip.experiment import Experiment, differences
+from tclip.experiment import Experiment
 from tclip.losses import Widths, init_adapters
 from tclip.models import CLIPConfig, init_params
 from tclip.quant import init_quant
@@ -47,37 +47,22 @@ class TrainState:
         return {"params": source["params"], "quant": source["quant"]}
 
 
-def random_start(experiment: Experiment, teacher_model: CLIPConfig | None) -> str:
-    """Says why the student starts from random weights; "" if from those of the teacher."""
-    if teacher_model is None:
-        return "there is no teacher"
-    if not experiment.teacher.init_student:
-        return "teacher.init_student is off"
-    for key in differences(experiment.model, teacher_model):
-        if key not in ("dtype", "remat"):
-            return f"model.{key} differs"
-    return ""
-
-
 def create_state(
     experiment: Experiment,
     teacher_model: CLIPConfig | None,
     optimizer: optax.GradientTransformation,
-    teacher_params: Params | None,
+    start: Params | None,
 ) -> TrainState:
     """Returns the state before the first step; pure, to be run under jit.
 
-    The student starts from the teacher's weights if the experiment says so and the two have the
-    same architecture, otherwise from random ones. Scales and thresholds are estimated from them.
+    Scales and thresholds are estimated from the weights.
 
     Args:
       teacher_model: architecture of the teacher, or None.
-      teacher_params: float32 parameters of the teacher, or None.
+      start: float32 parameters to start from, or None for random ones.
     """
     params_key, adapters_key = jax.random.split(jax.random.key(experiment.seed))
-    params = init_params(experiment.model, params_key)
-    if not random_start(experiment, teacher_model):
-        params = _copy(teacher_params)
+    params = init_params(experiment.model, params_key) if start is None else _copy(start)
     adapters = {}
     if teacher_model is not None:
         adapters = init_adapters(
@@ -100,5 +85,5 @@ def _widths(model: CLIPConfig) -> Widths:
 
 
 def _copy(tree: Any) -> Any:
-    # The state is donated: its leaves must share no buffer with the teacher or with each other.
+    # The state is donated: its leaves must share no buffer with the start or with each other.
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -1,5 +1,6 @@
 """One optimisation step: a pure function of (state, teacher parameters, batch)."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,29 @@ def forward(
     )
 
 
+def teacher_outputs(
+    model: CLIPConfig,
+    params: Params,
+    batch: Batch,
+    hidden_layers: dict[str, tuple[int, ...]],
+    sharding: NamedSharding,
+) -> Outputs:
+    """What the teacher says of a batch: stored embeddings if there are any, else both towers' run.
+
+    Args:
+      params: with stored embeddings only "logit_scale" and "logit_bias" are read.
+      batch: as of `make_train_step`.
+    """
+    # A teacher's scale may lie beyond the bound of training (SigLIP's does).
+    scale, bias = jnp.exp(params["logit_scale"]), logit_bias(params)
+    if "teacher_image_embeddings" in batch:
+        image, text = batch["teacher_image_embeddings"], batch["teacher_text_embeddings"]
+        return Outputs(image=image, text=text, logit_scale=scale, logit_bias=bias)
+    seen = {name: batch.get(f"teacher_{name}", batch[name]) for name in ("images", "tokens")}
+    outputs = forward(model, params, seen, hidden_layers, sharding)
+    return dataclasses.replace(outputs, logit_scale=scale)
+
+
 def make_train_step(
     experiment: Experiment,
     teacher_model: CLIPConfig | None,
@@ -71,8 +95,8 @@ def make_train_step(
     With optim.accumulate = A > 1 the batch is split into A micro-batches that run one after another
     under lax.scan; gradients and metrics are their means. Negatives are those of the micro-batch.
 
-    The batch is {"images" float32 [B, S, S, 3], "tokens" int32 [B, L], "skipped" int32 [B]}; the
-    metrics are float32 scalars, "skipped" counts from the beginning of training.
+    The batch is that of `tclip.data.train_batches`; the metrics are float32 scalars, "skipped"
+    counts from the beginning of training.
     """
     pairs = experiment.loss.hidden_pairs
     student_layers, teacher_layers = (
@@ -89,7 +113,9 @@ def make_train_step(
         student = forward(experiment.model, params, batch, student_layers, batch_axis)
         teacher = None
         if teacher_model is not None:
-            teacher = forward(teacher_model, teacher_params, batch, teacher_layers, batch_axis)
+            teacher = teacher_outputs(
+                teacher_model, teacher_params, batch, teacher_layers, batch_axis
+            )
         positives_BxB = jax.lax.with_sharding_constraint(
             caption_positives(batch["tokens"]), batch_axis
         )
@@ -124,7 +150,7 @@ def make_train_step(
     def step(
         state: TrainState, teacher_params: Params | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        inputs = {"images": batch["images"], "tokens": batch["tokens"]}
+        inputs = {name: x for name, x in batch.items() if name != "skipped"}
         grads, metrics = gradients(state.trainable, teacher_params, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

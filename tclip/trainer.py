@@ -3,63 +3,44 @@
 They differ by config: a teacher or none, a ternary policy or none, the weights of the losses.
 """
 
-import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from tclip import evals
-from tclip.checkpoint import Checkpoints, has_checkpoint, load_trained
-from tclip.data import (
-    BadSample,
-    Source,
-    Tokenizer,
-    clip_tokenizer,
-    load_tokenizer,
-    open_source,
-    save_preprocess,
-    train_batches,
-    train_tokenizer,
-)
-from tclip.experiment import (
-    Experiment,
-    check_hidden_layers,
-    check_resumable,
-    read_experiment,
-    write_experiment,
-)
+from tclip.cache_teacher import open_teacher_cache
+from tclip.checkpoint import Checkpoints, has_checkpoint
+from tclip.data import Mixture, Tokenizer, View, open_mixture, open_source, train_batches
+from tclip.data.teacher_cache import TeacherCache
+from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
-from tclip.models import CLIPConfig
 from tclip.optim import learning_rate, make_optimizer
-from tclip.packed import PREPROCESSOR, TOKENIZER
+from tclip.prepare import (
+    adopt,
+    continue_as,
+    load_named_start,
+    load_teacher,
+    prepare_workdir,
+    random_start,
+)
 from tclip.quant import ternarize_params
-from tclip.sharding import batch_sharding, check_batch, make_mesh, tree_shardings
-from tclip.state import Params, TrainState, create_state, random_start
+from tclip.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_shardings
+from tclip.state import Params, TrainState, create_state
 from tclip.step import Batch, make_train_step
 
 RESULT_FILE = "result.json"
-# Samples whose captions train a tokenizer: more hardly change it.
-TOKENIZER_SAMPLES = 20_000
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A frozen model to learn from. Attributes: config: architecture; params: as it is applied."""
-
-    config: CLIPConfig
-    params: Params
 
 
 def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
@@ -84,9 +65,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir)
     if has_checkpoint(workdir):
         saved = read_experiment(workdir)
-        experiment = with_vocabulary(
-            experiment, saved.model.text.vocab_size, saved.model.text.eot_token_id
-        )
+        experiment = continue_as(saved, experiment)
         check_resumable(saved, experiment, workdir)
         if (workdir / RESULT_FILE).is_file():
             logger.info("%s: training is finished; nothing to do", workdir)
@@ -94,20 +73,27 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     config = experiment.train
     mesh = make_mesh(experiment.mesh)
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
-    source = open_source(experiment.train_data)
-    experiment, tokenizer = prepare_workdir(experiment, workdir, source)
-    teacher = load_teacher(experiment, mesh)
+    data = open_mixture(experiment.train_data)
+    teacher = load_teacher(experiment)
+    named = load_named_start(experiment, teacher)
+    if named is not None:
+        experiment = adopt(experiment, named.config, named.preprocess)
+    experiment, tokenizer = prepare_workdir(experiment, workdir, data, named or teacher)
+    cache = open_teacher_cache(experiment, teacher, data)
     evaluate = make_evaluation(experiment, tokenizer)
-    iterator = make_iterator(experiment, source, tokenizer)
+    iterator = make_iterator(experiment, data, tokenizer, teacher, cache)
     optimizer = make_optimizer(experiment.optim, config.steps)
     schedule = learning_rate(experiment.optim, config.steps)
-    step_fn = make_train_step(experiment, teacher.config, optimizer, schedule, mesh)
+    teacher_config = None if teacher is None else teacher.config
+    step_fn = make_train_step(experiment, teacher_config, optimizer, schedule, mesh)
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
-    init = functools.partial(create_state, experiment, teacher.config, optimizer)
-    abstract_state = jax.eval_shape(init, teacher.params)
+    start_params = first_weights(experiment, tokenizer, named, teacher)
+    init = functools.partial(create_state, experiment, teacher_config, optimizer)
+    abstract_state = jax.eval_shape(init, start_params)
     shardings = tree_shardings(abstract_state, mesh)
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+    teacher_params = put_teacher(teacher, cache, mesh)
 
     with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
         start = checkpoints.latest_step or 0
@@ -115,18 +101,16 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             logger.info("%s: continuing after step %d", workdir, start)
             state = checkpoints.restore(_place(abstract_state, shardings), iterator)
         else:
-            if teacher.config is not None:
-                reason = random_start(experiment, teacher.config)
-                origin = f"random weights: {reason}" if reason else "the teacher's weights"
-                logger.info("the student starts from %s", origin)
-            state = jax.jit(init, out_shardings=shardings)(teacher.params)
+            start_params = jax.device_put(start_params, replicated(mesh))
+            state = jax.jit(init, out_shardings=shardings)(start_params)
+        del start_params
 
         with MetricWriter(
             workdir, start, config.steps, config.batch_size, config.log_every
         ) as writer:
             for step in range(start + 1, config.steps + 1):
                 batch = put_batch(next(iterator), mesh)
-                state, metrics = step_fn(state, teacher.params, batch)
+                state, metrics = step_fn(state, teacher_params, batch)
                 writer.write_train(step, metrics)
                 evaluation = None
                 if evaluate and is_due(step, config.eval_every, config.steps):
@@ -144,100 +128,51 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def prepare_workdir(
-    experiment: Experiment, workdir: Path, source: Source
-) -> tuple[Experiment, Tokenizer]:
-    """Writes config, tokenizer and preprocessing; returns the experiment with its vocabulary.
-
-    The tokenizer is that of the run which is continued, else the teacher's, else the config's.
-    """
-    context_length = experiment.model.text.context_length
-    path = workdir / TOKENIZER
-    if has_checkpoint(workdir):
-        tokenizer = load_tokenizer(path, context_length)
-    else:
-        tokenizer = make_tokenizer(experiment, source)
-        workdir.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(path)
-        save_preprocess(experiment.preprocess, workdir / PREPROCESSOR)
-    experiment = with_vocabulary(experiment, tokenizer.vocab_size, tokenizer.eot_token_id)
-    write_experiment(experiment, workdir)
-    return experiment, tokenizer
+def first_weights(
+    experiment: Experiment, tokenizer: Tokenizer, named: Model | None, teacher: Model | None
+) -> Params | None:
+    """Returns the parameters that the student starts from, and says which; None for random ones."""
+    if named is not None:
+        logger.info("the student starts from the weights of %s", experiment.init)
+        return named.params
+    if experiment.init == "random" or teacher is None:
+        return None
+    reason = random_start(experiment, tokenizer, teacher)
+    origin = f"random weights: {reason}" if reason else "the teacher's weights"
+    logger.info("the student starts from %s", origin)
+    return None if reason else teacher.params
 
 
-def make_tokenizer(experiment: Experiment, source: Source) -> Tokenizer:
-    """Returns the teacher's tokenizer, or the one that the config describes."""
-    config, context_length = experiment.tokenizer, experiment.model.text.context_length
-    if experiment.teacher.path:
-        return load_tokenizer(Path(experiment.teacher.path) / TOKENIZER, context_length)
-    if config.kind == "clip":
-        return clip_tokenizer(config.path, context_length)
-    if config.kind == "file":
-        return load_tokenizer(config.path, context_length)
-    return train_tokenizer(captions_of(source), context_length, config.vocab_size)
-
-
-def captions_of(source: Source) -> Iterator[str]:
-    """Yields the captions that train a tokenizer; bad samples have none."""
-    for index in range(min(len(source), TOKENIZER_SAMPLES)):
-        try:
-            yield from source[index].captions
-        except BadSample:
-            continue
-
-
-def with_vocabulary(experiment: Experiment, vocab_size: int, eot_token_id: int) -> Experiment:
-    """Returns the experiment with the text tower made for this vocabulary."""
-    text = dataclasses.replace(
-        experiment.model.text, vocab_size=vocab_size, eot_token_id=eot_token_id
-    )
-    model = dataclasses.replace(experiment.model, text=text)
-    return dataclasses.replace(experiment, model=model)
-
-
-def load_teacher(experiment: Experiment, mesh: Mesh) -> Teacher:
-    """Returns the teacher, its parameters on every device; without a teacher both parts are None.
-
-    Raises:
-      ValueError: the teacher does not see the pixels and tokens that the student sees, or lacks a
-        layer that the loss compares with.
-    """
-    if not experiment.teacher.path:
-        return Teacher(None, None)
-    of_teacher, params, quant = load_trained(experiment.teacher.path)
-    check_hidden_layers(experiment.loss, "teacher", of_teacher.model)
-    ours, theirs = experiment.preprocess, of_teacher.preprocess
-    for name in ("image_size", "mean", "std"):
-        if getattr(ours, name) != getattr(theirs, name):
-            raise ValueError(
-                f"preprocess.{name}: the student's {getattr(ours, name)} is not the teacher's "
-                f"{getattr(theirs, name)} ({experiment.teacher.path}); both see the same images"
-            )
-    for name in ("context_length", "vocab_size", "eot_token_id"):
-        ours, theirs = experiment.model.text, of_teacher.model.text
-        if getattr(ours, name) != getattr(theirs, name):
-            raise ValueError(
-                f"model.text.{name}: the student's {getattr(ours, name)} is not the teacher's "
-                f"{getattr(theirs, name)} ({experiment.teacher.path}); both read the same tokens"
-            )
-    params = ternarize_params(params, quant, of_teacher.quant)
-    return Teacher(of_teacher.model, jax.device_put(params, NamedSharding(mesh, PartitionSpec())))
+def put_teacher(teacher: Model | None, cache: TeacherCache | None, mesh: Mesh) -> Params | None:
+    """Returns what the step needs of the teacher, on every device; with a cache its scalars."""
+    if teacher is None:
+        return None
+    params = teacher.params
+    if cache is not None:
+        params = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
+    return jax.device_put(params, replicated(mesh))
 
 
 def make_iterator(
-    experiment: Experiment, source: Source, tokenizer: Tokenizer
+    experiment: Experiment,
+    data: Mixture,
+    tokenizer: Tokenizer,
+    teacher: Model | None,
+    cache: TeacherCache | None,
 ) -> grain.DatasetIterator:
     """Returns this process's part of the training batches; its state is that of a checkpoint."""
+    is_live = teacher is not None and cache is None
     return iter(
         train_batches(
-            source,
-            tokenizer,
-            experiment.preprocess,
+            data,
+            View(experiment.preprocess, tokenizer),
             experiment.train.batch_size,
             experiment.seed,
             experiment.train.num_workers,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
+            teacher=View(teacher.preprocess, teacher.tokenizer) if is_live else None,
+            embeddings=cache,
         )
     )
 

@@ -54,7 +54,7 @@ class Embeddings(Protocol):
     augmentations: int
 
     def at(self, augmentation: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the unit embeddings [D] of the image and of the caption."""
+        """Returns the unit embeddings, float32 [D], of the image and of the caption."""
         ...
 
 
@@ -200,7 +200,7 @@ def train_batches(
       Batches of B = batch_size / shard_count rows: "images" float32 [B, S, S, 3], "tokens" int32
       [B, L], and "skipped" int32 [B], the unusable samples met on the way to each row. Also
       "teacher_images" and "teacher_tokens" where the teacher's differ from the student's, and with
-      embeddings "teacher_image_embeddings" and "teacher_text_embeddings" bfloat16 [B, D].
+      embeddings "teacher_image_embeddings" and "teacher_text_embeddings" float32 [B, D].
 
     Raises:
       ValueError: an empty source, a negative seed, or a batch that does not divide by shard_count.

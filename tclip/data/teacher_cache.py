@@ -39,7 +39,6 @@ class CacheHeader:
       image_size, mean, std, interpolation: of the teacher's pixels.
       tokenizer: SHA-256 of the teacher's tokenizer.
       embed_dim: D.
-      logit_scale, logit_bias: the teacher's, for the similarity losses.
       augmentations: how many of every sample.
       shard_size: samples a file.
     """
@@ -57,8 +56,6 @@ class CacheHeader:
     interpolation: str
     tokenizer: str
     embed_dim: int
-    logit_scale: float
-    logit_bias: float
     augmentations: int
     shard_size: int
     format_version: int = FORMAT_VERSION
@@ -80,19 +77,17 @@ class TeacherCache:
         return self.header.augmentations
 
     def at(self, augmentation: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the bfloat16 embeddings [D] of the image and of the caption.
+        """Returns the embeddings of the image and of the caption, float32 [D].
 
         Raises:
           BadSample: the sample could not be used when the cache was made.
         """
         shard, row = divmod(number, self.header.shard_size)
-        image_D, text_D = self._shard(augmentation, shard)[row].view(ml_dtypes.bfloat16)
+        bits_2xD = _map_shard(shard_path(self.path, augmentation, shard))[row]
+        image_D, text_D = bits_2xD.view(ml_dtypes.bfloat16).astype(np.float32)
         if np.isnan(image_D[0]):
             raise BadSample(f"number {number}: unusable when the teacher's embeddings were stored")
         return image_D, text_D
-
-    def _shard(self, augmentation: int, shard: int) -> np.ndarray:
-        return _map_shard(shard_path(self.path, augmentation, shard))
 
 
 def shard_path(path: Path, augmentation: int, shard: int) -> Path:

@@ -1,0 +1,194 @@
+"""What is settled before the first step: teacher, first weights, tokenizer, which data."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from tclip.checkpoint import has_checkpoint
+from tclip.data import (
+    BadSample,
+    Mixture,
+    Source,
+    Tokenizer,
+    clip_tokenizer,
+    load_tokenizer,
+    save_preprocess,
+    train_tokenizer,
+)
+from tclip.experiment import Experiment, check_hidden_layers, differences, write_experiment
+from tclip.files import write_whole
+from tclip.inference import Model, load
+from tclip.models import CLIPConfig, with_layout
+from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed
+
+DATA_FILE = "data.json"
+# Samples whose captions train a tokenizer: more hardly change it.
+TOKENIZER_SAMPLES = 20_000
+# What of a config says how a model is computed, and not what.
+RUNTIME_KEYS = ("dtype", "scan_layers", "remat")
+PIXEL_KEYS = ("image_size", "mean", "std", "interpolation", "resize")
+
+logger = logging.getLogger(__name__)
+
+
+def load_teacher(experiment: Experiment) -> Model | None:
+    """Returns the frozen teacher, to be computed as the student is; None for a run without one.
+
+    Raises:
+      ValueError: a packed model, or one that lacks a layer that the loss compares with.
+      FileNotFoundError: it is not there.
+    """
+    if not experiment.teacher.path:
+        return None
+    teacher = _load(experiment.teacher.path, experiment.model)
+    check_hidden_layers(experiment.loss, "teacher", teacher.config)
+    return teacher
+
+
+def load_named_start(experiment: Experiment, teacher: Model | None) -> Model | None:
+    """Returns the model that `init` names; None for "auto" and "random".
+
+    Raises:
+      ValueError, FileNotFoundError: it cannot be read.
+    """
+    if not experiment.adopts_architecture:
+        return None
+    return teacher if experiment.init == "teacher" else _load(experiment.init, experiment.model)
+
+
+def adopt(experiment: Experiment, config: CLIPConfig, pixels: object) -> Experiment:
+    """Gives the student another model's architecture and pixels; how it is computed stays.
+
+    Args:
+      config: the architecture.
+      pixels: a `PreprocessConfig`.
+    """
+    runtime = {key: getattr(experiment.model, key) for key in RUNTIME_KEYS}
+    model = dataclasses.replace(config, **runtime)
+    preprocess = dataclasses.replace(
+        experiment.preprocess, **{key: getattr(pixels, key) for key in PIXEL_KEYS}
+    )
+    experiment = dataclasses.replace(experiment, model=model, preprocess=preprocess)
+    experiment.check_model()
+    return experiment
+
+
+def continue_as(saved: Experiment, experiment: Experiment) -> Experiment:
+    """Fills in what the beginning of a run has settled: an architecture, or its vocabulary."""
+    if experiment.adopts_architecture:
+        return adopt(experiment, saved.model, saved.preprocess)
+    text = saved.model.text
+    return with_vocabulary(experiment, text.vocab_size, text.eot_token_id)
+
+
+def prepare_workdir(
+    experiment: Experiment, workdir: Path, data: Mixture, origin: Model | None
+) -> tuple[Experiment, Tokenizer]:
+    """Writes config, tokenizer, preprocessing and the identity of the data.
+
+    Args:
+      origin: the model whose tokenizer the student takes if its config does not ask for another.
+
+    Returns:
+      The experiment with its vocabulary, and the tokenizer; a continued run keeps its own.
+
+    Raises:
+      ValueError: a continued run whose data are not what they were.
+    """
+    path = workdir / TOKENIZER
+    if has_checkpoint(workdir):
+        _check_data(workdir, data)
+        tokenizer = load_tokenizer(path, experiment.model.text.context_length)
+    else:
+        tokenizer = make_tokenizer(experiment, data, origin)
+        experiment = with_vocabulary(experiment, *_vocabulary(experiment, tokenizer, origin))
+        workdir.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+        save_preprocess(experiment.preprocess, workdir / PREPROCESSOR)
+        write_whole(workdir / DATA_FILE, json.dumps(_identity(data), indent=2) + "\n")
+    write_experiment(experiment, workdir)
+    return experiment, tokenizer
+
+
+def make_tokenizer(experiment: Experiment, data: Source, origin: Model | None) -> Tokenizer:
+    """Returns the tokenizer that the config describes."""
+    config, context_length = experiment.tokenizer, experiment.model.text.context_length
+    if config.kind == "auto" and origin is not None:
+        return dataclasses.replace(origin.tokenizer, context_length=context_length)
+    if config.kind == "clip":
+        return clip_tokenizer(config.path, context_length)
+    if config.kind == "file":
+        return load_tokenizer(config.path, context_length)
+    return train_tokenizer(captions_of(data), context_length, config.vocab_size)
+
+
+def captions_of(source: Source) -> Iterator[str]:
+    """Yields the captions that train a tokenizer; bad samples have none."""
+    for index in range(min(len(source), TOKENIZER_SAMPLES)):
+        try:
+            yield from source[index].captions
+        except BadSample:
+            continue
+
+
+def with_vocabulary(experiment: Experiment, vocab_size: int, eot_token_id: int) -> Experiment:
+    """Returns the experiment with the text tower made for this vocabulary."""
+    text = dataclasses.replace(
+        experiment.model.text, vocab_size=vocab_size, eot_token_id=eot_token_id
+    )
+    model = dataclasses.replace(experiment.model, text=text)
+    return dataclasses.replace(experiment, model=model)
+
+
+def random_start(experiment: Experiment, tokenizer: Tokenizer, teacher: Model | None) -> str:
+    """Says why a student with init="auto" starts from random weights; "" if from its teacher's."""
+    if teacher is None:
+        return "there is no teacher"
+    for key in differences(experiment.model, teacher.config):
+        if key not in RUNTIME_KEYS:
+            return f"model.{key} differs"
+    if tokenizer.fingerprint != teacher.tokenizer.fingerprint:
+        return "the tokenizer differs"
+    return ""
+
+
+def _load(path: str, config: CLIPConfig) -> Model:
+    """Loads a float model into host memory, to be computed as `config` says."""
+    if is_packed(path):
+        raise ValueError(f"{path} is a packed model; give the workdir it was exported from")
+    model = load(path)
+    runtime = {key: getattr(config, key) for key in RUNTIME_KEYS}
+    config = dataclasses.replace(model.config, **runtime)
+    params = jax.device_get(with_layout(model.params, config))
+    return dataclasses.replace(model, config=config, params=params)
+
+
+def _vocabulary(
+    experiment: Experiment, tokenizer: Tokenizer, origin: Model | None
+) -> tuple[int, int]:
+    """Size and end-of-text token: those of the tokenizer, or of the model that it comes from, whose
+    table may have more rows."""
+    if experiment.tokenizer.kind == "auto" and origin is not None:
+        return origin.config.text.vocab_size, origin.config.text.eot_token_id
+    return tokenizer.vocab_size, tokenizer.eot_token_id
+
+
+def _identity(data: Mixture) -> dict[str, str | int]:
+    return {"source": data.name, "samples": len(data), "fingerprint": data.fingerprint}
+
+
+def _check_data(workdir: Path, data: Mixture) -> None:
+    path = workdir / DATA_FILE
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it") from None
+    if saved != _identity(data):
+        raise ValueError(
+            f"{workdir}: the training data changed since the run began ({path} says {saved}, now "
+            f"they are {_identity(data)}); restore them, or use a new workdir"
+        )
