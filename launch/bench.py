@@ -1,28 +1,44 @@
-"""Runs a benchmark: python -m launch.bench train_step [--layers=2 --batch_size=16 ...]."""
+"""Runs a benchmark: python -m launch.bench NAME [--batch_size=16 ... --out=figures.json].
 
+NAME is a module of tclip/bench; the parameters of its `run` are its flags, which
+`python -m launch.bench NAME --help` lists.
+"""
+
+import importlib
+import inspect
 import json
-from collections.abc import Sequence
+import sys
+import typing
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from launch.cli import run
-from tclip.bench import train_step
 
-_ARCH = flags.DEFINE_string("arch", "ViT-B/16", "architecture whose widths are used")
-_LAYERS = flags.DEFINE_integer("layers", 12, "layers of each tower")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "image-caption pairs a step")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "timed repetitions")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what is computed in")
+BENCHMARKS = ("index", "loader", "train_step")
+_DEFINE = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; none by default")
 
-BENCHMARKS = {"train_step": train_step.run}
+
+def benchmark(name: str) -> Callable[..., dict]:
+    if name not in BENCHMARKS:
+        raise ValueError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return importlib.import_module(f"tclip.bench.{name}").run
+
+
+def define_flags(name: str) -> None:
+    """Defines a flag for every parameter of the benchmark, with its default and description."""
+    for parameter in inspect.signature(benchmark(name)).parameters.values():
+        kind, description = typing.get_args(parameter.annotation)
+        _DEFINE[kind](parameter.name, parameter.default, description)
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2 or argv[1] not in BENCHMARKS:
+    if len(argv) != 2:
         raise ValueError(f"name one benchmark: {', '.join(BENCHMARKS)}")
-    figures = BENCHMARKS[argv[1]](
-        _ARCH.value, _LAYERS.value, _BATCH_SIZE.value, _REPEATS.value, _DTYPE.value
+    function = benchmark(argv[1])
+    figures = function(
+        **{name: flags.FLAGS[name].value for name in inspect.signature(function).parameters}
     )
     if _OUT.value:
         with open(_OUT.value, "w") as file:
@@ -30,4 +46,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1] in BENCHMARKS:
+        define_flags(sys.argv[1])
     run(main)

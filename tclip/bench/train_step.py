@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,17 @@ from tclip.step import make_train_step
 from tclip.tables import markdown_table
 
 
-def run(arch: str, layers: int, batch_size: int, repeats: int, dtype: str) -> dict[str, Any]:
+def run(
+    arch: Annotated[str, "architecture whose widths are used"] = "ViT-B/16",
+    layers: Annotated[int, "layers of each tower, to fit small machines"] = 12,
+    batch_size: Annotated[int, "image-caption pairs a step"] = 16,
+    repeats: Annotated[int, "timed steps of each kind, after one with its compilation"] = 5,
+    dtype: Annotated[str, "what is computed in: float32 or bfloat16"] = "float32",
+) -> dict[str, Any]:
     """Times both steps in turn (float, ternary, float, ...) on one device, the same random batch.
 
     Both are contrastive training of the same architecture without a teacher; the ternary step has
     the policy "all" with a learned scale and threshold for every output channel.
-
-    Args:
-      arch: name of an architecture.
-      layers: of each tower, to fit small machines; the widths stay those of `arch`.
-      repeats: timed steps of each kind; the first step of each, with its compilation, is extra.
-      dtype: of the computation.
 
     Returns:
       The median seconds of each step, the median of the pairwise ratios, and their range.

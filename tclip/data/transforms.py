@@ -124,7 +124,7 @@ def augment(
     size = opened.size[::-1] if orientation in (5, 6, 7, 8) else opened.size
     # Of a turned image the last, partial pixels of a smaller decoding would come first.
     reducible = opened.format in ("JPEG", "MPO") and orientation == 1
-    box = _random_crop(size, views[0], rng)
+    box = random_crop(size, views[0], rng)
     mirrored = views[0].flip and rng.random() < 0.5
     decoded, arrays = {}, []
     for cfg in views:
@@ -184,7 +184,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # a copy costs
 
 
-def _random_crop(size: tuple[int, int], cfg: PreprocessConfig, rng) -> tuple[int, int, int, int]:
+def random_crop(
+    size: tuple[int, int], cfg: PreprocessConfig, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draws left, top, right, bottom within a (width, height) image, as torchvision does."""
     width, height = size
     low, high = cfg.train_ratio
     for _ in range(10):

@@ -253,7 +253,7 @@ def test_preprocess_of_a_square_of_the_right_size_only_normalises():
 def test_crops_have_the_published_distribution():
     cfg = PreprocessConfig(image_size=8, train_scale=(0.1, 0.5), train_ratio=(0.5, 2.0))
     rng = np.random.default_rng(0)
-    boxes = np.array([transforms._random_crop((200, 200), cfg, rng) for _ in range(3000)])
+    boxes = np.array([transforms.random_crop((200, 200), cfg, rng) for _ in range(3000)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0
     assert boxes.max() <= 200
@@ -289,7 +289,7 @@ def test_views_show_one_crop_in_their_own_size_and_normalisation():
         both = augment(encode(image), [student, teacher], rngs[1])
         assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
         np.testing.assert_array_equal(both[0], alone[0])
-        box = transforms._random_crop(image.size, student, rngs[2])
+        box = transforms.random_crop(image.size, student, rngs[2])
         mirrored = rngs[2].random() < 0.5
         expected = image.resize((24, 24), Image.Resampling.BICUBIC, box=box)
         if mirrored:
@@ -299,7 +299,7 @@ def test_views_show_one_crop_in_their_own_size_and_normalisation():
 
 def reference_crop(image, cfg, seed):
     """The crop that `augment` draws, resized from all pixels, in grey levels."""
-    box = transforms._random_crop(image.size, cfg, np.random.default_rng(seed))
+    box = transforms.random_crop(image.size, cfg, np.random.default_rng(seed))
     side = (cfg.image_size, cfg.image_size)
     return np.asarray(image.resize(side, Image.Resampling.BICUBIC, box=box), np.float64)
 

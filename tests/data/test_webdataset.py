@@ -15,6 +15,7 @@ from tclip.data import (
     BadSample,
     PreprocessConfig,
     SourceConfig,
+    View,
     decode_image,
     open_source,
     train_batches,
@@ -229,8 +230,8 @@ def test_shard_cut_after_indexing_gives_bad_samples(folder):
 
 
 def test_shard_lost_in_training_ends_in_an_error_that_names_it(folder, tokenizer):
-    batches = train_batches(wds(folder), tokenizer, PreprocessConfig(image_size=16), 2, seed=0)
-    iterator = iter(batches)
+    view = View(PreprocessConfig(image_size=16), tokenizer)
+    iterator = iter(train_batches(wds(folder), view, batch_size=2, seed=0))
     assert next(iterator)["images"].shape == (2, 16, 16, 3)
     for shard in folder.glob("*.tar"):
         shard.rename(shard.with_suffix(".gone"))
