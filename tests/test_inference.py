@@ -73,7 +73,7 @@ def test_wrong_inputs_are_one_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"cat\.png"):
         model.encode_image([tmp_path / "cat.png"])
     (tmp_path / "dog.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"dog\.png: undecodable"):
+    with pytest.raises(ValueError, match=r"dog\.png: not an image file"):
         model.encode_image([tmp_path / "dog.png"])
 
 

@@ -11,6 +11,7 @@ is still to be done, whoever does it.
 
 import dataclasses
 import functools
+import io
 import json
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 
 from tclip.config import build, to_dict
 from tclip.data.source import BadSample
-from tclip.files import naming, write_whole
+from tclip.files import naming, read_json_object, write_whole
 
 HEADER = "cache.json"
 FORMAT_VERSION = 1
@@ -103,8 +104,10 @@ def shard_shape(header: CacheHeader, shard: int) -> tuple[int, int, int]:
 def save_shard(path: Path, embeddings_Nx2xD: np.ndarray) -> None:
     """Writes bfloat16 embeddings; the file has its name only when it is whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming(path), open(partial, "wb") as file:
-        np.save(file, embeddings_Nx2xD.view(np.uint16), allow_pickle=False)
+    content = io.BytesIO()  # np.save to a file itself can miss the error of a full disk
+    np.save(content, embeddings_Nx2xD.view(np.uint16), allow_pickle=False)
+    with naming(path):
+        partial.write_bytes(content.getbuffer())
     os.replace(partial, path)
 
 
@@ -134,13 +137,7 @@ def read_header(path: Path) -> CacheHeader:
     file = Path(path) / HEADER
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no teacher cache: it has no {HEADER}")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is not the header of a teacher cache")
-    return build(CacheHeader, values, where=str(file))
+    return build(CacheHeader, read_json_object(file), where=str(file))
 
 
 def open_cache(path: str | Path, expected: CacheHeader) -> TeacherCache:
