@@ -1,9 +1,12 @@
-"""Files that are written whole, and errors that name the file they are about."""
+"""Files and folders that are written whole, and errors that name the file they are about."""
 
 import contextlib
+import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -23,3 +26,35 @@ def write_whole(path: Path, text: str) -> None:
     with naming(partial):
         partial.write_text(text)
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `path` if the block ends without an error.
+
+    Whoever looks at `path` sees it whole or as it was before; what was there is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        folder = Path(temporary) / "new"
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            path.rename(Path(temporary) / "old")
+        folder.rename(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of unknown origin.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it holds something else; the message names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value

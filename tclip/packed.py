@@ -12,7 +12,6 @@ is checked against the architecture before it is used.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from tclip.data import (
     load_tokenizer,
     save_preprocess,
 )
-from tclip.files import naming
+from tclip.files import naming, read_json_object, whole_folder
 from tclip.models import CLIPConfig, init_params
 from tclip.quant import TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD
@@ -86,10 +85,7 @@ def save_packed(
     if not ternary:
         raise ValueError(f"{path}: nothing to pack, no parameter is ternary; give a policy")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-        folder = Path(temporary) / "new"
-        folder.mkdir()
+    with whole_folder(path) as folder:
         with naming(path / WEIGHTS):
             (folder / WEIGHTS).write_bytes(safetensors.numpy.save(tensors, {"format": "np"}))
         with naming(path / TOKENIZER):
@@ -109,9 +105,6 @@ def save_packed(
         }
         with naming(path / CONFIG):
             (folder / CONFIG).write_text(json.dumps(description, indent=1) + "\n")
-        if path.exists():
-            path.rename(Path(temporary) / "old")
-        folder.rename(path)
 
 
 def load_packed(
@@ -145,10 +138,9 @@ def load_packed(
 def is_packed(path: str | Path) -> bool:
     """Whether `path` is a folder whose config.json says that it is a packed model."""
     try:
-        description = json.loads((Path(path) / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(Path(path) / CONFIG).get("model_type") == MODEL_TYPE
+    except (OSError, ValueError):
         return False
-    return isinstance(description, dict) and description.get("model_type") == MODEL_TYPE
 
 
 def folder_bytes(path: str | Path) -> int:

@@ -76,6 +76,10 @@ def _resize_and_side(values: dict[str, Any]) -> tuple[str, int]:
     """`resize` and `image_size` of PreprocessConfig from the keys of an image processor."""
     # Older files name it feature_extractor_type, the oldest give sizes as plain numbers.
     kind = values.get("image_processor_type", values.get("feature_extractor_type", "CLIP"))
+    if re.fullmatch("Siglip2(ImageProcessor)?(Fast|Pil)?", kind):
+        # Images of any shape in at most so many patches: here the square of as many.
+        side = math.isqrt(values.get("max_num_patches", 256)) * values.get("patch_size", 16)
+        return "squash", side
     if not re.fullmatch("(CLIP|Siglip)(ImageProcessor|FeatureExtractor)?(Fast|Pil)?", kind):
         raise ValueError(f"it is a {kind}")
     size, crop = values["size"], None

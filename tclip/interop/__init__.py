@@ -1,0 +1,50 @@
+"""Other people's models: Hugging Face's CLIP, SigLIP and SigLIP 2, and open_clip's ViTs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tclip.data import PreprocessConfig, Tokenizer, load_pretrained_tokenizer
+from tclip.interop.hub import resolve
+from tclip.interop.huggingface import CONFIG, WEIGHTS, load_huggingface
+from tclip.interop.huggingface_save import save_huggingface
+from tclip.interop.open_clip import OPEN_CLIP_CONFIG, load_open_clip
+from tclip.models import CLIPConfig
+
+__all__ = ["load_pretrained", "save_huggingface"]
+
+
+def load_pretrained(
+    name_or_path: str | Path,
+) -> tuple[CLIPConfig, dict[str, Any], Tokenizer, PreprocessConfig]:
+    """Reads a float CLIP or SigLIP from a folder, or by hub id; see `resolve`.
+
+    A folder is Hugging Face's (config.json, model.safetensors) or open_clip's
+    (open_clip_config.json, open_clip_model.safetensors); one that is both is read as the former.
+
+    Returns:
+      The architecture, float32 parameters with blocks one by one (`with_layout` stacks them), the
+      tokenizer and the image preprocessing.
+
+    Raises:
+      FileNotFoundError: there is no such model, or a file of it is missing.
+      ValueError: a file is broken, or the model is of another kind; the message names the file and
+        the key or tensor, and what can be done.
+    """
+    folder = resolve(name_or_path)
+    has_weights = any((folder / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+    is_open_clip = (folder / OPEN_CLIP_CONFIG).is_file()
+    if is_open_clip and not (has_weights and (folder / CONFIG).is_file()):
+        config, params, preprocess = load_open_clip(folder)
+    elif (folder / CONFIG).is_file():
+        config, params, preprocess = load_huggingface(folder)
+    else:
+        raise FileNotFoundError(
+            f"{folder} is no model folder: it has neither {CONFIG} nor {OPEN_CLIP_CONFIG}"
+        )
+    tokenizer = load_pretrained_tokenizer(folder, config.text.context_length)
+    if config.text.pooling == "last":
+        # Its id is not in their configs, and plays no part.
+        text = dataclasses.replace(config.text, eot_token_id=tokenizer.eot_token_id)
+        config = dataclasses.replace(config, text=text)
+    return config, params, tokenizer, preprocess
