@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import statistics
+import importlib.util
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -47,19 +48,27 @@ def run(
     shuffle buffer, Pillow, torchvision's operations, and torch's DataLoader.
 
     Returns:
-      Images a second of each loader and number of workers as the median and range over the repeats,
-      the best of each loader, and the ratio of these.
+      Images a second of each loader and number of workers, and the ratio of the best of each within
+      every round; all as the median and range over the rounds.
+
+    Raises:
+      ValueError: the peer is not installed.
     """
+    for package in ("torch", "webdataset"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"the benchmark of the loader needs {package}: tclip[reference]")
     counts = [int(count) for count in workers.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         pattern = write_photo_shards(Path(folder), photos, SHARDS)
         view = default_view(image_size)
+        starts = {
+            "tclip": functools.partial(_ours, pattern, folder, view, batch_size),
+            "webdataset": functools.partial(_peer, pattern, view, batch_size),
+        }
         loaders = {
-            ("tclip", count): functools.partial(_ours, pattern, folder, view, batch_size, count)
+            (name, count): functools.partial(start, count)
             for count in counts
-        } | {
-            ("webdataset", count): functools.partial(_peer, pattern, view, batch_size, count)
-            for count in counts
+            for name, start in starts.items()
         }
         rates = {key: [] for key in loaders}
         for _ in range(repeats):
@@ -87,17 +96,28 @@ def _seconds(stream: Batches, batches: int) -> float:
 
 
 def _figures(rates: dict[tuple[str, int], list[float]], batch_size: int) -> dict[str, Any]:
-    rows, loaders, best = [], [], {}
+    rows, loaders = [], []
     for (name, workers), values in rates.items():
-        median, low, high = statistics.median(values), min(values), max(values)
-        best[name] = max(best.get(name, 0.0), median)
-        rows.append((f"{name}, {workers} workers", f"{median:.0f}", f"{low:.0f} to {high:.0f}"))
-        loaders.append({"loader": name, "workers": workers, "median": median, "range": (low, high)})
-    ratio = best["tclip"] / best["webdataset"]
-    rows.append(("best tclip / best webdataset", f"{ratio:.2f}", ""))
+        line = {"loader": name, "workers": workers} | _spread(values)
+        low, high = line["range"]
+        loaders.append(line)
+        rows.append(
+            (f"{name}, {workers} workers", f"{line['median']:.0f}", f"{low:.0f} to {high:.0f}")
+        )
+    ours, theirs = (
+        max((values for (loader, _), values in rates.items() if loader == name), key=median)
+        for name in ("tclip", "webdataset")
+    )
+    ratio = _spread([ours / theirs for ours, theirs in zip(ours, theirs, strict=True)])
+    low, high = ratio["range"]
+    rows.append(("best / best", f"{ratio['median']:.2f}", f"{low:.2f} to {high:.2f}"))
     print(f"training batches of {batch_size}, images a second")
     print(markdown_table(("loader", "median", "range"), rows))
-    return {"batch_size": batch_size, "loaders": loaders, "best": best, "ratio": ratio}
+    return {"batch_size": batch_size, "loaders": loaders, "ratio": ratio}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"median": median(values), "range": (min(values), max(values))}
 
 
 def _ours(pattern: str, folder: str, view: View, batch_size: int, workers: int) -> Batches:

@@ -32,16 +32,40 @@ def test_peer_transform_is_ours():
     np.testing.assert_allclose(theirs, preprocess(image, cfg), rtol=0, atol=1e-6)
 
 
-def test_every_loader_yields_batches_and_the_ratio_is_that_of_the_best(capsys):
+def test_both_loaders_are_timed(capsys):
     for package in ("torch", "webdataset"):
         pytest.importorskip(package, reason=f"needs {package} (extra: reference)")
     figures = loader.run(photos=16, batch_size=4, batches=2, repeats=2, workers="0", image_size=32)
-    (ours, theirs) = figures["loaders"]
-    for line in (ours, theirs):
+    assert [line["loader"] for line in figures["loaders"]] == ["tclip", "webdataset"]
+    for line in (*figures["loaders"], figures["ratio"]):
         low, high = line["range"]
         assert 0 < low <= line["median"] <= high
-    assert figures["ratio"] == ours["median"] / theirs["median"]
-    assert "best tclip / best webdataset" in capsys.readouterr().out
+    ours, theirs = (line["range"] for line in figures["loaders"])
+    low, high = figures["ratio"]["range"]
+    assert ours[0] / theirs[1] <= low <= high <= ours[1] / theirs[0]
+    assert "best / best" in capsys.readouterr().out
+
+
+def test_absent_peer_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs torch: tclip\[reference\]"):
+        loader.run()
+
+
+def test_ratio_is_of_the_best_numbers_of_workers_in_the_same_round(capsys):
+    rates = {
+        ("tclip", 0): [90.0, 40.0, 100.0],
+        ("tclip", 2): [1.0, 200.0, 2.0],
+        ("webdataset", 0): [10.0, 10.0, 10.0],
+        ("webdataset", 2): [30.0, 20.0, 40.0],
+    }
+    figures = loader._figures(rates, batch_size=64)
+    assert figures["ratio"] == {"median": 2.5, "range": (2.0, 3.0)}
+    assert figures["loaders"][1] == {"loader": "tclip", "workers": 2} | {
+        "median": 2.0,
+        "range": (1.0, 200.0),
+    }
+    assert "| best / best           |   2.50 | 2.00 to 3.00 |" in capsys.readouterr().out
 
 
 def test_both_loaders_yield_the_images_and_captions_of_the_shards(tmp_path):
