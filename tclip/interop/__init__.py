@@ -44,7 +44,10 @@ def load_pretrained(
         )
     tokenizer = load_pretrained_tokenizer(folder, config.text.context_length)
     if config.text.pooling == "last":
-        # Its id is not in their configs, and plays no part.
-        text = dataclasses.replace(config.text, eot_token_id=tokenizer.eot_token_id)
+        # Their configs do not know its id, nor do the models need it.
+        try:
+            text = dataclasses.replace(config.text, eot_token_id=tokenizer.eot_token_id)
+        except ValueError as error:
+            raise ValueError(f"{folder}: the tokenizer is not the model's: {error}") from None
         config = dataclasses.replace(config, text=text)
     return config, params, tokenizer, preprocess

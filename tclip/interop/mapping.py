@@ -129,7 +129,7 @@ def export_tensors(params: Mapping[str, Any], table: Table) -> dict[str, np.ndar
     tensors = {}
     for entry in table:
         parts = [np.asarray(leaves[path]) for path in entry.ours]
-        tensors[entry.theirs] = np.ascontiguousarray(entry.transform.to_theirs(_join(parts)))
+        tensors[entry.theirs] = np.asarray(entry.transform.to_theirs(_join(parts)), order="C")
     return tensors
 
 

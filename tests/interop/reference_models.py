@@ -30,7 +30,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
                 inputs = parameter[0].numel()
                 parameter.copy_(noise * (0.3 if "embedding" in name else inputs**-0.5))
             else:
-                is_norm = name.endswith("weight") or "ln_" in name and "weight" in name
+                is_norm = name.endswith("weight")
                 parameter.copy_(0.3 * noise + (1.0 if is_norm else 0.0))
     return model.eval()
 
