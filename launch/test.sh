@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Lint, format check and the whole test suite, from a bare Python. Arguments go to pytest:
 #   launch/test.sh tests/quant -k packing
+# With TCLIP_EXTRAS=test,reference also the comparisons with transformers, torch and scikit-learn.
 set -euo pipefail
-export TCLIP_EXTRAS="test"
+export TCLIP_EXTRAS="${TCLIP_EXTRAS:-test}"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ruff check .
