@@ -79,9 +79,9 @@ def save_packed(
         if isinstance(leaf, TernaryTensor):
             ternary[name] = {"shape": list(leaf.shape), "scale_shape": list(leaf.scale.shape)}
             tensors[f"{name}/words"] = np.asarray(leaf.words)
-            tensors[f"{name}/scale"] = _cast(f"{name}/scale", leaf.scale, float_dtype)
+            tensors[f"{name}/scale"] = cast_float(f"{name}/scale", leaf.scale, float_dtype)
         else:
-            tensors[name] = _cast(name, leaf, float_dtype)
+            tensors[name] = cast_float(name, leaf, float_dtype)
     if not ternary:
         raise ValueError(f"{path}: nothing to pack, no parameter is ternary; give a policy")
 
@@ -177,12 +177,8 @@ def size_summary(params: Mapping[str, Any], size_bytes: int) -> dict[str, float]
     }
 
 
-def _count_nonzero(words: np.ndarray) -> int:
-    # A code is odd exactly when it is not zero (0b01, 0b11), and padding codes are zero.
-    return int(np.bitwise_count(words.view(np.uint32) & np.uint32(0x55555555)).sum())
-
-
-def _cast(name: str, leaf: jax.Array, dtype: str) -> np.ndarray:
+def cast_float(name: str, leaf: jax.Array, dtype: str) -> np.ndarray:
+    """Returns a parameter in a dtype; ValueError, with its name, if a value does not survive it."""
     value = np.asarray(leaf, np.float32)
     with np.errstate(over="ignore"):
         cast = value.astype(dtype)
@@ -195,6 +191,11 @@ def _cast(name: str, leaf: jax.Array, dtype: str) -> np.ndarray:
     if name.endswith("/scale") and (cast[value > 0] == 0).any():
         raise ValueError(f"{name}: a scale vanishes in {dtype}; export with float_dtype=float32")
     return cast
+
+
+def _count_nonzero(words: np.ndarray) -> int:
+    # A code is odd exactly when it is not zero (0b01, 0b11), and padding codes are zero.
+    return int(np.bitwise_count(words.view(np.uint32) & np.uint32(0x55555555)).sum())
 
 
 def _read(file: Path) -> bytes:
