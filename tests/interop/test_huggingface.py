@@ -19,8 +19,12 @@ from reference_models import (  # noqa: E402
     randomise,
     write_parts,
 )
+from safetensors.torch import save_file  # noqa: E402
 
 from tclip.interop import load_pretrained  # noqa: E402
+from tclip.interop.huggingface_config import read_config  # noqa: E402
+from tclip.interop.section import Section  # noqa: E402
+from tclip.models import logit_scale  # noqa: E402
 
 TEXT = {
     "vocab_size": VOCAB,
@@ -78,6 +82,13 @@ def assert_reproduces(folder, model):
         assert float(params["logit_bias"]) == model.logit_bias.item()
 
 
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip", "Siglip2"])
+def test_what_a_config_leaves_out_is_the_default_of_transformers(kind):
+    default = getattr(transformers, f"{kind}Config")().to_dict()
+    left_out = {"model_type": kind.lower()}
+    assert read_config(Section(default, "")) == read_config(Section(left_out, ""))
+
+
 DEEP = {"num_hidden_layers": 12}
 BOTH = {"hidden_act": "gelu", "layer_norm_eps": 1e-3}
 CLIPS = {
@@ -118,8 +129,8 @@ def test_clip_in_half_precision(tmp_path, dtype):
 
 
 def test_clip_with_legacy_keys_and_buffers(tmp_path):
-    # The keys of LAION's config.json, where one section repeats what differs from the defaults.
-    model = clip_model({"eos_token_id": 2}).to(torch.float32)
+    # As LAION's config.json has them: sections where keys are left out decide about all keys.
+    model = clip_model({"eos_token_id": 2})
     save(model, tmp_path)
     file = tmp_path / "config.json"
     values = json.loads(file.read_text())
@@ -127,15 +138,12 @@ def test_clip_with_legacy_keys_and_buffers(tmp_path):
         section = values.pop(f"{name}_config")
         values[f"{name}_config_dict"] = {k: v for k, v in section.items() if "type" not in k}
         values[f"{name}_config"] = {"hidden_size": 7, "layer_norm_eps": 0.5}
-    values["text_config_dict"] |= {"hidden_act": None, "bos_token_id": 0}
-    del values["text_config_dict"]["hidden_act"], values["vision_config_dict"]["hidden_act"]
+        del values[f"{name}_config_dict"]["hidden_act"]
     file.write_text(json.dumps(values))
     tensors = model.state_dict() | {
         "text_model.embeddings.position_ids": torch.arange(CONTEXT)[None],
         "vision_model.embeddings.position_ids": torch.arange(5)[None],
     }
-    from safetensors.torch import save_file
-
     save_file(tensors, tmp_path / "model.safetensors")
     assert transformers.CLIPConfig.from_pretrained(tmp_path).text_config.hidden_size == 32
     assert_reproduces(tmp_path, model)
@@ -189,10 +197,8 @@ def test_siglip2_for_images_of_any_shape_at_its_square_grid(tmp_path):
 
 
 def test_a_large_logit_scale_of_siglip_is_kept(tmp_path):
-    import tclip.models
-
     model = siglip_model()
     with torch.no_grad():
         model.logit_scale.fill_(4.765)
     _, params, _, _ = load_pretrained(save(model, tmp_path))
-    np.testing.assert_allclose(tclip.models.logit_scale(params), math.exp(4.765), rtol=1e-6)
+    np.testing.assert_allclose(logit_scale(params), math.exp(4.765), rtol=1e-6)

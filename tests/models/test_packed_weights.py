@@ -20,6 +20,12 @@ from tclip.quant import (
 )
 
 CONFIG = ARCHITECTURES["tiny"]
+SIGLIP = dataclasses.replace(
+    CONFIG,
+    vision=dataclasses.replace(CONFIG.vision, pooling="map"),
+    text=dataclasses.replace(CONFIG.text, causal=False, pooling="last", projection_bias=True),
+    logit_bias=True,
+)
 INIT = jax.nn.initializers.zeros
 
 
@@ -96,9 +102,8 @@ def random_inputs(config, batch=3):
 
 
 @functools.cache
-def fake_and_packed(scan_layers, group):
+def fake_and_packed(config, group):
     """The same ternary weights twice, as float arrays and packed."""
-    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
     policy = TernaryPolicy(policy="all", group=group)
 
     @jax.jit
@@ -119,22 +124,25 @@ def outputs_of(config, params, images, tokens):
 
 
 @pytest.mark.parametrize(
-    ("options", "group"),
+    ("config", "options", "group"),
     [
-        ({"remat": "full"}, "channel"),
-        ({"scan_layers": True}, "tensor"),
-        ({"scan_layers": True, "remat": "dots"}, "block:16"),
+        (CONFIG, {"remat": "full"}, "channel"),
+        (CONFIG, {"scan_layers": True}, "tensor"),
+        (CONFIG, {"scan_layers": True, "remat": "dots"}, "block:16"),
+        (SIGLIP, {"scan_layers": True}, "channel"),
     ],
 )
-def test_packed_model_equals_the_fake_quantised_one(options, group):
-    config = dataclasses.replace(CONFIG, **options)
-    fake, packed = fake_and_packed(config.scan_layers, group)
+def test_packed_model_equals_the_fake_quantised_one(config, options, group):
+    config = dataclasses.replace(config, **options)
+    fake, packed = fake_and_packed(config, group)
     ternary = [
         leaf
         for leaf in jax.tree.leaves(packed, is_leaf=lambda x: isinstance(x, TernaryTensor))
         if isinstance(leaf, TernaryTensor)
     ]
-    assert len(ternary) == 4 + 2 * 6 * (1 if config.scan_layers else 2)
+    blocks = 2 * 6 * (1 if config.scan_layers else 2)
+    # SigLIP has an attention pool in place of one of the two projections.
+    assert len(ternary) == 4 + blocks + (5 if config.vision.pooling == "map" else 0)
     inputs = random_inputs(config)
     for actual, expected in zip(
         outputs_of(config, packed, *inputs), outputs_of(config, fake, *inputs), strict=True
@@ -144,7 +152,7 @@ def test_packed_model_equals_the_fake_quantised_one(options, group):
 
 def test_packed_model_in_bfloat16_with_float16_leaves():
     low = dataclasses.replace(CONFIG, dtype="bfloat16")
-    fake, packed = fake_and_packed(False, "channel")
+    fake, packed = fake_and_packed(CONFIG, "channel")
     packed = jax.tree.map(lambda x: x if x.dtype == jnp.int32 else x.astype(jnp.float16), packed)
     inputs = random_inputs(CONFIG)
     for actual, expected in zip(
@@ -156,7 +164,7 @@ def test_packed_model_in_bfloat16_with_float16_leaves():
 
 
 def test_gradients_pass_through_packed_layers():
-    fake, packed = fake_and_packed(False, "channel")
+    fake, packed = fake_and_packed(CONFIG, "channel")
     images, _ = random_inputs(CONFIG)
 
     @jax.jit
