@@ -38,7 +38,7 @@ def save_preprocess(cfg: PreprocessConfig, path: Path | str) -> None:
 
 
 def load_preprocess(path: Path | str) -> PreprocessConfig:
-    """Reads preprocessor_config.json; what only training uses keeps its default.
+    """Reads preprocessor_config.json or processor_config.json; what only training uses is default.
 
     Raises:
       FileNotFoundError: the file is absent.
@@ -46,6 +46,8 @@ def load_preprocess(path: Path | str) -> PreprocessConfig:
     """
     try:
         values = json.loads(Path(path).read_text())
+        # Within processor_config.json, which transformers 5 writes instead, it is a part.
+        values = values.get("image_processor", values)
         resize, side = _resize_and_side(values)
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if not values.get(step, True):

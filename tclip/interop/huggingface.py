@@ -26,6 +26,8 @@ from tclip.interop.tensors import read_tensors
 from tclip.models import CLIPConfig
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+# What transformers 5 writes in place of PREPROCESSOR.
+PROCESSOR = "processor_config.json"
 # Counters 0, 1, 2, ... that old checkpoints hold.
 BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
@@ -43,7 +45,9 @@ def load_huggingface(folder: Path) -> tuple[CLIPConfig, dict[str, Any], Preproce
     flat = section.values["model_type"] == "siglip2"
     table = tensor_table(config, TRANSPOSED if flat else CONVOLUTION)
     params = import_params(read_tensors(folder, WEIGHTS), table, config, BUFFERS, folder / WEIGHTS)
-    return config, params, load_preprocess(folder / PREPROCESSOR)
+    has_old, has_new = ((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR))
+    preprocess = load_preprocess(folder / (PROCESSOR if has_new and not has_old else PREPROCESSOR))
+    return config, params, preprocess
 
 
 def tensor_table(config: CLIPConfig, patch_embed: Transform = CONVOLUTION) -> Table:

@@ -149,6 +149,21 @@ def test_clip_with_legacy_keys_and_buffers(tmp_path):
     assert_reproduces(tmp_path, model)
 
 
+def test_the_processor_that_transformers_writes_is_read(tmp_path):
+    model = clip_model()
+    folder = save(model, tmp_path / "first")
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    processor.save_pretrained(tmp_path / "second")
+    model.save_pretrained(tmp_path / "second")
+    first, second = (load_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert second[3] == first[3]
+    texts = ["a red square", "a photo of two"]
+    ids = [tokenizer.encode(texts) for _, _, tokenizer, _ in (first, second)]
+    end = np.argmax(ids[0] == EOT, axis=1)
+    upto_end = np.arange(CONTEXT) <= end[:, None]
+    np.testing.assert_array_equal(ids[1][upto_end], ids[0][upto_end])
+
+
 SIGLIPS = {
     "the same width": {"text": {"hidden_size": 48, "num_attention_heads": 3}},
     "another width of the text": {},
