@@ -80,10 +80,10 @@ def read_config(section: Section) -> CLIPConfig:
         values["embed_dim"] = section.get("projection_dim", default.embed_dim)
     else:
         values["embed_dim"] = text.get("projection_size", text_values["width"])
-    if kind == "siglip2":
-        grid = math.isqrt(vision.get("num_patches", SIGLIP2_PATCHES))
-        vision_values["image_size"] = grid * vision_values["patch_size"]
+    num_patches = vision.get("num_patches", SIGLIP2_PATCHES)
     try:
+        if kind == "siglip2":
+            vision_values["image_size"] = math.isqrt(num_patches) * vision_values["patch_size"]
         values["text"] = dataclasses.replace(default.text, **text_values)
         values["vision"] = dataclasses.replace(default.vision, **vision_values)
         return dataclasses.replace(default, **values)
