@@ -3,18 +3,11 @@
 import jax
 from flax import linen as nn
 
+from tclip.kernels.activations import activate
 from tclip.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from tclip.models.layers import Linear
 
 TowerConfig = VisionConfig | TextConfig
-
-
-def activate(x: jax.Array, activation: str) -> jax.Array:
-    """gelu, x * Phi(x), exact or by its tanh formula, or quick_gelu, x * sigmoid(1.702 x), all of
-    arXiv 1606.08415."""
-    if activation == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 # Initialisation is that of Radford et al. 2021 (arXiv 2103.00020, and the code published with it)

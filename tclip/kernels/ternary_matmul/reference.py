@@ -3,36 +3,61 @@
 import jax
 import jax.numpy as jnp
 
+from tclip.kernels.activations import activate
+from tclip.kernels.int8 import quantize_rows
+from tclip.kernels.ternary_matmul.parts import block_scales, scan_columns
 from tclip.quant.groups import expand
 from tclip.quant.packing import unpack
 from tclip.quant.tensor import TernaryTensor
 
-# Of the columns of w, one part in so many is expanded to floats at a time.
-PARTS = 16
+
+def unavailable(
+    x_MxK: jax.Array, w: TernaryTensor, activations: str, device: jax.sharding.AbstractDevice
+) -> str:
+    """Never: "" for anything."""
+    del x_MxK, w, activations, device
+    return ""
 
 
-def ternary_matmul(x: jax.Array, w: TernaryTensor) -> jax.Array:
-    """`x [..., K] @ w [K, N]`, a part of the columns after the other."""
-    columns = w.words.shape[-1]
-    width = -(-columns // PARTS)
+def matmul(
+    x_MxK: jax.Array,
+    words: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None,
+    *,
+    rows: int,
+    activations: str,
+    activation: str | None,
+) -> jax.Array:
+    """`activation(x @ w + bias)`, a part of the columns after the other; see `ternary_matmul`."""
+    multiply = _int8_product if activations == "int8" else _native_product
+    inputs = quantize_rows(x_MxK) if activations == "int8" else (x_MxK,)
 
-    def parts(values: jax.Array) -> jax.Array:
-        """[rows, N] -> [PARTS, rows, width], the last columns padded with zeros."""
-        values = jnp.pad(values, [(0, 0), (0, PARTS * width - columns)])
-        return jnp.moveaxis(values.reshape(-1, PARTS, width), 1, 0)
+    def part(_, words, scale, *bias):
+        y = multiply(*inputs, unpack(words, rows), scale)
+        y = y + bias[0].astype(jnp.float32) if bias else y
+        y = activate(y, activation) if activation else y
+        return None, y.astype(x_MxK.dtype)
 
-    def multiply(words: jax.Array, scale: jax.Array) -> jax.Array:
-        codes = unpack(words, w.rows)
-        if scale.shape[0] == 1:
-            product = jnp.matmul(x, codes.astype(x.dtype), preferred_element_type=jnp.float32)
-            return (product * scale[0]).astype(x.dtype)
-        # Several scales along the sum have to go into the weights, and those into float32.
-        weights = codes * expand(scale, codes.shape)
-        return jnp.matmul(x.astype(jnp.float32), weights).astype(x.dtype)
+    operands = [words, block_scales(scale, words.shape[-1])] + ([] if bias is None else [bias])
+    return scan_columns(part, None, *operands)[1]
 
-    groups = w.scale.shape[0] if w.scale.ndim else 1
-    scale = jnp.broadcast_to(
-        expand(w.scale.astype(jnp.float32), (groups, columns)), (groups, columns)
-    )
-    y_parts = jax.lax.map(lambda part: multiply(*part), (parts(w.words), parts(scale)))
-    return jnp.moveaxis(y_parts, 0, -2).reshape(*x.shape[:-1], PARTS * width)[..., :columns]
+
+def _native_product(x_MxK: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """float32 x @ (scale * codes), for a scale [1 or K-blocks, columns]."""
+    if scale.shape[0] == 1:
+        product = jnp.matmul(x_MxK, codes.astype(x_MxK.dtype), preferred_element_type=jnp.float32)
+        return product * scale
+    # Several scales along the sum have to go into the weights, and those into float32.
+    return jnp.matmul(x_MxK.astype(jnp.float32), codes * expand(scale, codes.shape))
+
+
+def _int8_product(
+    q_MxK: jax.Array, row_scale: jax.Array, codes: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """float32 (row_scale * q) @ (scale * codes), with a sum in int32 for each K-block."""
+    blocks = scale.shape[0]
+    q_GxMxB = q_MxK.reshape(q_MxK.shape[0], blocks, -1).swapaxes(0, 1)
+    codes_GxBxN = codes.reshape(blocks, -1, codes.shape[-1])
+    sums_GxMxN = jnp.matmul(q_GxMxB, codes_GxBxN, preferred_element_type=jnp.int32)
+    return (sums_GxMxN.astype(jnp.float32) * scale[:, None]).sum(axis=0) * row_scale
