@@ -1,6 +1,5 @@
 """Running a teacher once over augmented training data, to train from its embeddings afterwards."""
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,10 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from tclip.config import to_dict
 from tclip.data import BadSample, Mixture, PreprocessConfig, View, open_mixture
 from tclip.data.pipeline import Example, batches, draw
 from tclip.data.teacher_cache import (
@@ -30,8 +27,7 @@ from tclip.data.teacher_cache import (
 )
 from tclip.experiment import Experiment
 from tclip.inference import Model
-from tclip.models import with_layout
-from tclip.prepare import RUNTIME_KEYS, load_teacher
+from tclip.prepare import load_teacher
 from tclip.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from tclip.state import Params
 from tclip.step import Batch, forward
@@ -122,7 +118,7 @@ def cache_header(
     crops = teacher_crops(experiment, teacher)
     names = "train_scale", "train_ratio", "flip", "image_size", "mean", "std", "interpolation"
     return CacheHeader(
-        teacher=teacher_fingerprint(teacher),
+        teacher=teacher.fingerprint,
         data=data.fingerprint,
         samples=len(data),
         seed=experiment.seed,
@@ -132,17 +128,6 @@ def cache_header(
         shard_size=shard_size,
         **{name: getattr(crops, name) for name in names},
     )
-
-
-def teacher_fingerprint(teacher: Model) -> str:
-    """SHA-256 of the architecture and the parameters, however they are computed."""
-    config = {k: v for k, v in to_dict(teacher.config).items() if k not in RUNTIME_KEYS}
-    digest = hashlib.sha256(repr(config).encode())
-    params = with_layout(teacher.params, replace(teacher.config, scan_layers=False))
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
 
 
 def teacher_crops(experiment: Experiment, teacher: Model) -> PreprocessConfig:

@@ -9,7 +9,7 @@ import ml_collections
 
 from tclip.config import build, to_dict
 from tclip.data import PreprocessConfig, SourceConfig
-from tclip.files import write_whole
+from tclip.files import read_json_object, write_whole
 from tclip.losses import LossConfig
 from tclip.models import CLIPConfig, architecture
 from tclip.optim import OptimConfig, learning_rate
@@ -232,16 +232,20 @@ def write_experiment(experiment: Experiment, workdir: Path) -> None:
     write_whole(workdir / CONFIG_FILE, json.dumps(to_dict(experiment), indent=2) + "\n")
 
 
+def is_workdir(path: str | Path) -> bool:
+    """Whether `path` is a folder whose config.json is that of a training run."""
+    try:
+        return "train_data" in read_json_object(Path(path) / CONFIG_FILE)
+    except (OSError, ValueError):
+        return False
+
+
 def read_experiment(workdir: Path) -> Experiment:
     """Raises FileNotFoundError or ValueError naming the file when it is missing or damaged."""
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no training workdir: it has no {CONFIG_FILE}")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    return build(Experiment, values, where=str(path))
+    return build(Experiment, read_json_object(path), where=str(path))
 
 
 def check_resumable(saved: Experiment, wanted: Experiment, workdir: Path) -> None:

@@ -1,9 +1,10 @@
 """A trained CLIP ready to embed images and texts, whatever its weights are."""
 
+import dataclasses
 import functools
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from tclip.checkpoint import CHECKPOINTS, load_trained
+from tclip.checkpoint import load_trained
+from tclip.config import to_dict
 from tclip.data import (
     BadSample,
     PreprocessConfig,
@@ -22,17 +24,22 @@ from tclip.data import (
     load_tokenizer,
     preprocess,
 )
-from tclip.models import CLIP, CLIPConfig
+from tclip.experiment import is_workdir
+from tclip.interop import load_pretrained
+from tclip.models import CLIP, CLIPConfig, with_layout
 from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed, load_packed
 from tclip.quant import ternarize_params
 
 # Batches are cut to at most this many and padded to a power of two: few shapes to compile.
 MAX_BATCH = 128
 
+# What of a config says how a model is computed, and not what.
+RUNTIME_KEYS = ("dtype", "scan_layers", "remat")
+
 ImageInput = str | Path | bytes | Image.Image
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Model:
     """A CLIP with its tokenizer and preprocessing.
 
@@ -73,6 +80,17 @@ class Model:
         """The factor that turns cosines into logits."""
         # Not bounded as in training: other models' may lie beyond.
         return float(np.exp(self.params["logit_scale"]))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of architecture and parameters, however they are computed and laid out."""
+        config = {k: v for k, v in to_dict(self.config).items() if k not in RUNTIME_KEYS}
+        digest = hashlib.sha256(repr(config).encode())
+        params = with_layout(self.params, dataclasses.replace(self.config, scan_layers=False))
+        for path, leaf in jax.tree.leaves_with_path(params):
+            digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()
 
     def encode_image(self, images: np.ndarray | Sequence[ImageInput]) -> np.ndarray:
         """Unit embeddings, float32 [B, D].
@@ -136,9 +154,7 @@ def load(path: str | Path) -> Model:
     """
     if is_packed(path):
         return Model(*load_packed(path))
-    if not (Path(path) / CHECKPOINTS).exists():
-        from tclip.interop import load_pretrained
-
+    if not is_workdir(path):
         return Model(*load_pretrained(path))
     path = Path(path)
     experiment, params, quant = load_trained(path)

@@ -21,15 +21,13 @@ from tclip.data import (
 )
 from tclip.experiment import Experiment, check_hidden_layers, differences, write_experiment
 from tclip.files import write_whole
-from tclip.inference import Model, load
+from tclip.inference import RUNTIME_KEYS, Model, load
 from tclip.models import CLIPConfig, with_layout
 from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed
 
 DATA_FILE = "data.json"
 # Samples whose captions train a tokenizer: more hardly change it.
 TOKENIZER_SAMPLES = 20_000
-# What of a config says how a model is computed, and not what.
-RUNTIME_KEYS = ("dtype", "scan_layers", "remat")
 PIXEL_KEYS = ("image_size", "mean", "std", "interpolation", "resize")
 
 logger = logging.getLogger(__name__)

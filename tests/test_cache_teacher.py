@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tclip.cache_teacher import cache_teacher, open_teacher_cache, teacher_fingerprint
+from tclip.cache_teacher import cache_teacher, open_teacher_cache
 from tclip.data import PreprocessConfig, View, train_batches
 from tclip.data.mixture import mixture_of
 from tclip.data.pipeline import draw
@@ -239,7 +239,7 @@ def test_the_checksum_is_of_the_function_not_of_how_it_is_computed(experiment):
     scanned = dataclasses.replace(experiment.model, scan_layers=True, dtype="bfloat16")
     other = load_teacher(dataclasses.replace(experiment, model=scanned))
     assert "blocks" in other.params["vision"]
-    assert teacher_fingerprint(other) == teacher_fingerprint(teacher)
+    assert other.fingerprint == teacher.fingerprint
 
 
 def test_hidden_layers_cannot_be_taught_from_a_cache():

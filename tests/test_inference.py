@@ -1,6 +1,7 @@
 """Embedding images and texts: what goes in, what comes out, how often it compiles."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -97,11 +98,14 @@ def test_a_workdir_loads_its_weights_float_or_ternary(tmp_path):
 
 
 def test_loading_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere is neither .* config\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no model folder at .*nowhere"):
         tclip.load(tmp_path / "nowhere")
     workdir = tiny.write_workdir(tmp_path / "run")
     (workdir / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*tokenizer\.json"):
+        tclip.load(workdir)
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="run has no checkpoint yet"):
         tclip.load(workdir)
 
 

@@ -35,6 +35,13 @@ def test_the_op_needs_jax_and_nothing_above_it():
     assert modules.isdisjoint(HEAVY)
 
 
-def test_neither_tensorflow_nor_torch_is_ever_imported():
-    modules = imported_by("import tclip.trainer, tclip.report, tclip.data.shapes")
-    assert modules.isdisjoint({"tensorflow", "torch"})
+def test_tensorflow_is_never_imported_and_torch_never_needed():
+    # None in sys.modules is an ImportError. TensorBoard's writer takes torch where it is there.
+    absent = "sys.modules.update(torch=None, transformers=None)"
+    modules = imported_by(f"{absent}; import tclip.trainer, tclip.report, tclip.data.shapes")
+    assert "tensorflow" not in modules
+
+
+def test_inference_imports_no_torch():
+    modules = imported_by("import tclip.inference, tclip.evals, tclip.export, tclip.interop")
+    assert modules.isdisjoint({"tensorflow", "torch", "transformers"})
