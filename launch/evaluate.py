@@ -20,8 +20,7 @@ from tclip.data import SourceConfig, open_source
 from tclip.evals import evaluate
 from tclip.evals.suite import run_suite
 from tclip.evals.summary import result_line, write_summary
-from tclip.experiment import read_experiment
-from tclip.packed import is_packed
+from tclip.experiment import is_workdir, read_experiment
 from tclip.tables import markdown_table, percent
 
 _MODEL = flags.DEFINE_multi_string("model", None, "What tclip.load takes.", required=True)
@@ -36,7 +35,7 @@ _KEYS = {
 }
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time.", lower_bound=1)
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes that decode.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "JSON, evaluation.json in --model by default, or DIR.")
+_OUT = flags.DEFINE_string("out", None, "JSON, evaluation.json in --model by default; DIR.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     rows = [(name, *(_cell(scores.get(name)) for scores in results.values())) for name in names]
     # The table first: what took long to compute is seen even where it cannot be written.
     print(markdown_table(("metric", *results), rows), flush=True)
-    out = Path(_OUT.value or Path(path) / "evaluation.json")
+    folder = Path(path) if Path(path).is_dir() else Path()  # or a model of the hub
+    out = Path(_OUT.value or folder / "evaluation.json")
     out.write_text(json.dumps({"model": path, "results": results}, indent=1) + "\n")
     return 0
 
@@ -76,8 +76,8 @@ def _evaluate_suite() -> int:
 def _sources(path: str) -> list[SourceConfig]:
     if _DATA.value:
         return _given()
-    if is_packed(path):
-        raise ValueError("a packed model has no data of its own: give --data")
+    if not is_workdir(path):
+        raise ValueError(f"{path} is no training workdir with data of its own: give --data")
     own = read_experiment(Path(path)).eval.data
     if not own.source:
         raise ValueError(f"{path} was trained without evaluation data: give --data")
