@@ -63,7 +63,7 @@ def run(
         view = default_view(image_size)
         starts = {
             "tclip": functools.partial(_ours, pattern, folder, view, batch_size),
-            "webdataset": functools.partial(_peer, pattern, view, batch_size),
+            "webdataset": functools.partial(_peer, pattern, view, batch_size, WARM_UP + batches),
         }
         loaders = {
             (name, count): functools.partial(start, count)
@@ -128,7 +128,7 @@ def _ours(pattern: str, folder: str, view: View, batch_size: int, workers: int) 
             yield batch["images"], batch["tokens"]
 
 
-def _peer(pattern: str, view: View, batch_size: int, workers: int) -> Batches:
+def _peer(pattern: str, view: View, batch_size: int, batches: int, workers: int) -> Batches:
     import webdataset as wds
 
     dataset = (
@@ -138,6 +138,7 @@ def _peer(pattern: str, view: View, batch_size: int, workers: int) -> Batches:
         .to_tuple("jpg", "txt")
         .map_tuple(_TorchTransform(view.preprocess), _Tokenize(view))
         .batched(batch_size, partial=False)
+        .slice(batches // max(workers, 1) + 2)  # of every worker
     )
     loader = wds.WebLoader(
         dataset,
@@ -145,8 +146,13 @@ def _peer(pattern: str, view: View, batch_size: int, workers: int) -> Batches:
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
     )
-    for images, tokens in loader:
-        yield images.numpy(), tokens.numpy()
+    stream = iter(loader)
+    try:
+        for images, tokens in stream:
+            yield images.numpy(), tokens.numpy()
+    finally:
+        for _ in stream:  # a worker that is stopped while it sends a batch aborts loudly
+            pass
 
 
 @dataclasses.dataclass(frozen=True)
