@@ -27,7 +27,7 @@ ROWS = (
     ("stored as", "float_dtype", str),
 )
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Training workdir.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Training run, or any float CLIP.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 _FORMAT = flags.DEFINE_enum("format", "packed", list(FORMATS), "Kind of folder.")
 _FLOAT_DTYPE = flags.DEFINE_enum(
@@ -37,7 +37,7 @@ _FLOAT_DTYPE = flags.DEFINE_enum(
     "packed: of scales and of what is not ternary. hf: of all weights; float32 by default if none "
     "is ternary. float16 by default.",
 )
-_POLICY = flags.DEFINE_string("policy", None, "What of a float run becomes ternary.")
+_POLICY = flags.DEFINE_string("policy", None, "What of a float model becomes ternary.")
 _ESTIMATOR = flags.DEFINE_enum(
     "estimator", "optimal", list(ESTIMATORS), "Of scale and threshold, with --policy."
 )

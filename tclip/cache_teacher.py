@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -10,15 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tclip.data import BadSample, Mixture, PreprocessConfig, View, open_mixture
+from tclip.data import BadSample, Mixture, View, open_mixture
 from tclip.data.pipeline import Example, batches, draw
 from tclip.data.teacher_cache import (
     HEADER,
     CacheHeader,
-    TeacherCache,
     check_same,
     has_shard,
-    open_cache,
     read_header,
     save_shard,
     shard_path,
@@ -27,10 +25,10 @@ from tclip.data.teacher_cache import (
 )
 from tclip.experiment import Experiment
 from tclip.inference import Model
-from tclip.prepare import load_teacher
 from tclip.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from tclip.state import Params
 from tclip.step import Batch, forward
+from tclip.teacher import cache_header, load_teacher, teacher_crops
 
 # Work that a killed run repeats, and memory: 100 MB a file at 768 dimensions.
 SHARD_SIZE = 2**15
@@ -95,46 +93,6 @@ def cache_teacher(
             skipped += int(np.isnan(embeddings_Nx2xD[:, 0, 0]).sum())
             logger.info("file %d of %d, %d samples skipped so far", done, len(todo), skipped)
     return {"embeddings": total, "skipped": skipped}
-
-
-def open_teacher_cache(
-    experiment: Experiment, teacher: Model | None, data: Mixture
-) -> TeacherCache | None:
-    """Returns the cache that the experiment names, checked to be of its teacher and its data.
-
-    Raises:
-      ValueError, FileNotFoundError: as `tclip.data.teacher_cache.open_cache`.
-    """
-    if not experiment.teacher.cache:
-        return None
-    expected = cache_header(experiment, teacher, data, augmentations=0, shard_size=0)
-    return open_cache(experiment.teacher.cache, expected)
-
-
-def cache_header(
-    experiment: Experiment, teacher: Model, data: Mixture, augmentations: int, shard_size: int
-) -> CacheHeader:
-    """What a cache of this teacher and these data is."""
-    crops = teacher_crops(experiment, teacher)
-    names = "train_scale", "train_ratio", "flip", "image_size", "mean", "std", "interpolation"
-    return CacheHeader(
-        teacher=teacher.fingerprint,
-        data=data.fingerprint,
-        samples=len(data),
-        seed=experiment.seed,
-        tokenizer=teacher.tokenizer.fingerprint,
-        embed_dim=teacher.config.embed_dim,
-        augmentations=augmentations,
-        shard_size=shard_size,
-        **{name: getattr(crops, name) for name in names},
-    )
-
-
-def teacher_crops(experiment: Experiment, teacher: Model) -> PreprocessConfig:
-    """The teacher's pixels and the student's crops: they are drawn as in training."""
-    names = "train_scale", "train_ratio", "flip"
-    ranges = {name: getattr(experiment.preprocess, name) for name in names}
-    return replace(teacher.preprocess, **ranges)
 
 
 @dataclass(frozen=True)

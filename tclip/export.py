@@ -1,4 +1,4 @@
-"""From a training run to what ships: a packed folder, or one for transformers."""
+"""From a trained model to what ships: a packed folder, or one for transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,16 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tclip.checkpoint import load_trained
-from tclip.data import PreprocessConfig, Tokenizer, load_preprocess, load_tokenizer
-from tclip.experiment import Experiment
+from tclip.data import load_preprocess, load_tokenizer
+from tclip.experiment import is_workdir
+from tclip.inference import Model, load
 from tclip.interop import load_pretrained, save_huggingface
 from tclip.packed import (
     PREPROCESSOR,
     TOKENIZER,
     cast_float,
     folder_bytes,
+    is_packed,
     load_packed,
     save_packed,
     size_summary,
@@ -37,10 +39,11 @@ def export_packed(
     """Writes the newest weights of a run as a packed folder, and reads it back to be sure.
 
     Args:
-      workdir: of a ternary run; of a float run if `policy` is given.
+      workdir: of a ternary run; if `policy` is given, of a float run or any float model that
+        `tclip.load` takes.
       out: the packed folder.
       float_dtype: of scales and of what is not ternary.
-      policy: ternarises a float run without training (post-training).
+      policy: ternarises a float model without training (post-training).
 
     Returns:
       `tclip.packed.size_summary` of the folder.
@@ -50,12 +53,12 @@ def export_packed(
         `float_dtype` cannot hold.
       OSError: `workdir` cannot be read or `out` cannot be written.
     """
-    experiment, params, quant, policy = _load(workdir, policy)
+    model, quant, policy = _load(workdir, policy)
     if policy.policy == "none":
-        raise ValueError(f"{workdir} is a float run: say with a policy what becomes ternary")
+        raise ValueError(f"{workdir} is a float model: say with a policy what becomes ternary")
     # Scales stay float32 here; save_packed casts them and refuses those that do not fit.
-    packed = quantize_params(params, quant, policy, dtype=jnp.float32)
-    save_packed(out, experiment.model, packed, *_inputs(workdir, experiment), float_dtype)
+    packed = quantize_params(model.params, quant, policy, dtype=jnp.float32)
+    save_packed(out, model.config, packed, model.tokenizer, model.preprocess, float_dtype)
     _, stored, _, _ = load_packed(out)
     return size_summary(stored, folder_bytes(out))
 
@@ -71,11 +74,11 @@ def export_huggingface(
     Ternary weights are ordinary floats there, of three values a group.
 
     Args:
-      workdir: of a float or a ternary run.
+      workdir: of a float or a ternary run, or any float model that `tclip.load` takes.
       out: the folder, which must not exist yet.
       float_dtype: of all weights, "float16", "bfloat16" or "float32"; by default float32 for a
         float run and float16 for a ternary one.
-      policy: ternarises a float run without training (post-training).
+      policy: ternarises a float model without training (post-training).
 
     Returns:
       size_bytes of the folder; parameters: their number; ternary_fraction: share of the parameters
@@ -86,16 +89,15 @@ def export_huggingface(
         hold, or an architecture that transformers does not have.
       OSError: `workdir` cannot be read or `out` cannot be written.
     """
-    experiment, params, quant, policy = _load(workdir, policy)
+    model, quant, policy = _load(workdir, policy)
     float_dtype = float_dtype or ("float32" if policy.policy == "none" else "float16")
-    weights = flatten_dict(ternarize_params(params, quant, policy), sep="/")
+    weights = flatten_dict(ternarize_params(model.params, quant, policy), sep="/")
     weights = {path: cast_float(path, leaf, float_dtype) for path, leaf in weights.items()}
-    tokenizer, preprocess = _inputs(workdir, experiment)
-    out = Path(out)
-    save_huggingface(out, experiment.model, unflatten_dict(weights, sep="/"), tokenizer, preprocess)
+    out, params = Path(out), unflatten_dict(weights, sep="/")
+    save_huggingface(out, model.config, params, model.tokenizer, model.preprocess)
     load_pretrained(out)
     parameters = sum(leaf.size for leaf in weights.values())
-    ternary = sum(weights[path].size for path in ternary_paths(params, policy))
+    ternary = sum(weights[path].size for path in ternary_paths(model.params, policy))
     return {
         "size_bytes": sum(file.stat().st_size for file in out.iterdir()),
         "parameters": parameters,
@@ -105,18 +107,20 @@ def export_huggingface(
 
 
 def _load(
-    workdir: str | Path, policy: TernaryPolicy | None
-) -> tuple[Experiment, Any, dict[str, Any], TernaryPolicy]:
-    """The experiment, latent weights, scales and thresholds, and the policy that is theirs."""
-    experiment, params, quant = load_trained(workdir)
+    path: str | Path, policy: TernaryPolicy | None
+) -> tuple[Model, dict[str, Any], TernaryPolicy]:
+    """The model with its latent weights, scales and thresholds, and the policy that is theirs."""
+    if is_workdir(path):
+        experiment, params, quant = load_trained(path)
+        tokenizer = load_tokenizer(Path(path) / TOKENIZER, experiment.model.text.context_length)
+        preprocess = load_preprocess(Path(path) / PREPROCESSOR)
+        model, trained = Model(experiment.model, params, tokenizer, preprocess), experiment.quant
+    elif is_packed(path):
+        raise ValueError(f"{path} is packed already; give the workdir it was exported from")
+    else:
+        model, quant, trained = load(path), {}, TernaryPolicy()
     if policy is None:
-        return experiment, params, quant, experiment.quant
-    if experiment.quant.policy != "none":
-        raise ValueError(f"{workdir} was trained with policy {experiment.quant.policy!r} already")
-    return experiment, params, init_quant(params, policy), policy
-
-
-def _inputs(workdir: str | Path, experiment: Experiment) -> tuple[Tokenizer, PreprocessConfig]:
-    context_length = experiment.model.text.context_length
-    tokenizer = load_tokenizer(Path(workdir) / TOKENIZER, context_length)
-    return tokenizer, load_preprocess(Path(workdir) / PREPROCESSOR)
+        return model, quant, trained
+    if trained.policy != "none":
+        raise ValueError(f"{path} was trained with policy {trained.policy!r} already")
+    return model, init_quant(model.params, policy), policy

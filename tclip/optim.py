@@ -47,6 +47,7 @@ class OptimConfig:
         r".*/bias",
         r".*/ln_[^/]+/scale",
         r".*/(class|position)_embedding",
+        r".*/attn_pool/probe",
         r".*/logit_(scale|bias)",
         r"quant/.*",
     )

@@ -6,24 +6,27 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from tclip.checkpoint import has_checkpoint
 from tclip.data import (
     BadSample,
     Mixture,
+    PreprocessConfig,
     Source,
     Tokenizer,
     clip_tokenizer,
     load_tokenizer,
+    open_mixture,
     save_preprocess,
     train_tokenizer,
 )
-from tclip.experiment import Experiment, check_hidden_layers, differences, write_experiment
+from tclip.data.teacher_cache import TeacherCache
+from tclip.experiment import Experiment, differences, write_experiment
 from tclip.files import write_whole
-from tclip.inference import RUNTIME_KEYS, Model, load
-from tclip.models import CLIPConfig, with_layout
-from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed
+from tclip.inference import RUNTIME_KEYS, Model
+from tclip.models import CLIPConfig
+from tclip.packed import PREPROCESSOR, TOKENIZER
+from tclip.state import Params
+from tclip.teacher import load_float, load_teacher, open_teacher_cache
 
 DATA_FILE = "data.json"
 # Samples whose captions train a tokenizer: more hardly change it.
@@ -33,18 +36,42 @@ PIXEL_KEYS = ("image_size", "mean", "std", "interpolation", "resize")
 logger = logging.getLogger(__name__)
 
 
-def load_teacher(experiment: Experiment) -> Model | None:
-    """Returns the frozen teacher, to be computed as the student is; None for a run without one.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What training begins or goes on with.
+
+    Attributes:
+      experiment: with the architecture and the vocabulary that it really has.
+      teacher: in host memory, or None.
+      cache: the teacher's stored embeddings, where they are used instead of running it.
+      start: parameters in host memory to start from; None for random ones, and in a continued run.
+    """
+
+    experiment: Experiment
+    data: Mixture
+    tokenizer: Tokenizer
+    teacher: Model | None
+    cache: TeacherCache | None
+    start: Params | None
+
+
+def prepare_run(experiment: Experiment, workdir: Path) -> Run:
+    """Finds everything that a run needs, and writes what tells it from others into its workdir.
 
     Raises:
-      ValueError: a packed model, or one that lacks a layer that the loss compares with.
-      FileNotFoundError: it is not there.
+      ValueError, FileNotFoundError: the data, the teacher, the weights to start from or the
+        tokenizer are missing, damaged, or do not fit together.
     """
-    if not experiment.teacher.path:
-        return None
-    teacher = _load(experiment.teacher.path, experiment.model)
-    check_hidden_layers(experiment.loss, "teacher", teacher.config)
-    return teacher
+    is_resumed = has_checkpoint(workdir)
+    data = open_mixture(experiment.train_data)
+    teacher = load_teacher(experiment)
+    named = None if is_resumed else load_named_start(experiment, teacher)
+    if named is not None:
+        experiment = adopt(experiment, named.config, named.preprocess)
+    experiment, tokenizer = prepare_workdir(experiment, workdir, data, named or teacher)
+    cache = open_teacher_cache(experiment, teacher, data)
+    start = None if is_resumed else first_weights(experiment, tokenizer, named, teacher)
+    return Run(experiment, data, tokenizer, teacher, cache, start)
 
 
 def load_named_start(experiment: Experiment, teacher: Model | None) -> Model | None:
@@ -55,16 +82,13 @@ def load_named_start(experiment: Experiment, teacher: Model | None) -> Model | N
     """
     if not experiment.adopts_architecture:
         return None
-    return teacher if experiment.init == "teacher" else _load(experiment.init, experiment.model)
+    return (
+        teacher if experiment.init == "teacher" else load_float(experiment.init, experiment.model)
+    )
 
 
-def adopt(experiment: Experiment, config: CLIPConfig, pixels: object) -> Experiment:
-    """Gives the student another model's architecture and pixels; how it is computed stays.
-
-    Args:
-      config: the architecture.
-      pixels: a `PreprocessConfig`.
-    """
+def adopt(experiment: Experiment, config: CLIPConfig, pixels: PreprocessConfig) -> Experiment:
+    """Gives the student another model's architecture and pixels; how it is computed stays."""
     runtime = {key: getattr(experiment.model, key) for key in RUNTIME_KEYS}
     model = dataclasses.replace(config, **runtime)
     preprocess = dataclasses.replace(
@@ -142,6 +166,21 @@ def with_vocabulary(experiment: Experiment, vocab_size: int, eot_token_id: int) 
     return dataclasses.replace(experiment, model=model)
 
 
+def first_weights(
+    experiment: Experiment, tokenizer: Tokenizer, named: Model | None, teacher: Model | None
+) -> Params | None:
+    """Returns the parameters that the student starts from, and says which; None for random ones."""
+    if named is not None:
+        logger.info("the student starts from the weights of %s", experiment.init)
+        return named.params
+    if experiment.init == "random" or teacher is None:
+        return None
+    reason = random_start(experiment, tokenizer, teacher)
+    origin = f"random weights: {reason}" if reason else "the teacher's weights"
+    logger.info("the student starts from %s", origin)
+    return None if reason else teacher.params
+
+
 def random_start(experiment: Experiment, tokenizer: Tokenizer, teacher: Model | None) -> str:
     """Says why a student with init="auto" starts from random weights; "" if from its teacher's."""
     if teacher is None:
@@ -152,17 +191,6 @@ def random_start(experiment: Experiment, tokenizer: Tokenizer, teacher: Model | 
     if tokenizer.fingerprint != teacher.tokenizer.fingerprint:
         return "the tokenizer differs"
     return ""
-
-
-def _load(path: str, config: CLIPConfig) -> Model:
-    """Loads a float model into host memory, to be computed as `config` says."""
-    if is_packed(path):
-        raise ValueError(f"{path} is a packed model; give the workdir it was exported from")
-    model = load(path)
-    runtime = {key: getattr(config, key) for key in RUNTIME_KEYS}
-    config = dataclasses.replace(model.config, **runtime)
-    params = jax.device_get(with_layout(model.params, config))
-    return dataclasses.replace(model, config=config, params=params)
 
 
 def _vocabulary(

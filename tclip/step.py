@@ -154,9 +154,7 @@ def make_train_step(
         grads, metrics = gradients(state.trainable, teacher_params, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        params = trainable["params"]
-        clamped = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
-        trainable = trainable | {"params": params | {"logit_scale": clamped}}
+        trainable = trainable | {"params": _bound_logit_scale(trainable["params"])}
         skipped = state.skipped + jnp.sum(batch["skipped"])
         new_state = TrainState(
             step=state.step + 1,
@@ -172,6 +170,13 @@ def make_train_step(
         }
 
     return step
+
+
+def _bound_logit_scale(params: Params) -> Params:
+    # With a bias, as in SigLIP, the scale has no bound (see `logit_scale`).
+    if "logit_bias" in params:
+        return params
+    return params | {"logit_scale": jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)}
 
 
 def update_ema(state: TrainState, trainable: dict[str, Any], decay: float) -> dict | None:

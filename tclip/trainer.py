@@ -16,27 +16,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tclip import evals
-from tclip.cache_teacher import open_teacher_cache
 from tclip.checkpoint import Checkpoints, has_checkpoint
-from tclip.data import Mixture, Tokenizer, View, open_mixture, open_source, train_batches
-from tclip.data.teacher_cache import TeacherCache
+from tclip.data import Tokenizer, View, open_source, train_batches
 from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
 from tclip.optim import learning_rate, make_optimizer
-from tclip.prepare import (
-    adopt,
-    continue_as,
-    load_named_start,
-    load_teacher,
-    prepare_workdir,
-    random_start,
-)
+from tclip.prepare import Run, continue_as, prepare_run
 from tclip.quant import ternarize_params
 from tclip.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_shardings
-from tclip.state import Params, TrainState, create_state
+from tclip.state import TrainState, create_state
 from tclip.step import Batch, make_train_step
+from tclip.teacher import put_teacher
 
 RESULT_FILE = "result.json"
 
@@ -73,27 +65,20 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     config = experiment.train
     mesh = make_mesh(experiment.mesh)
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
-    data = open_mixture(experiment.train_data)
-    teacher = load_teacher(experiment)
-    named = load_named_start(experiment, teacher)
-    if named is not None:
-        experiment = adopt(experiment, named.config, named.preprocess)
-    experiment, tokenizer = prepare_workdir(experiment, workdir, data, named or teacher)
-    cache = open_teacher_cache(experiment, teacher, data)
-    evaluate = make_evaluation(experiment, tokenizer)
-    iterator = make_iterator(experiment, data, tokenizer, teacher, cache)
+    run = prepare_run(experiment, workdir)
+    experiment, teacher = run.experiment, run.teacher and run.teacher.config
+    evaluate = make_evaluation(experiment, run.tokenizer)
+    iterator = make_iterator(run)
     optimizer = make_optimizer(experiment.optim, config.steps)
     schedule = learning_rate(experiment.optim, config.steps)
-    teacher_config = None if teacher is None else teacher.config
-    step_fn = make_train_step(experiment, teacher_config, optimizer, schedule, mesh)
+    step_fn = make_train_step(experiment, teacher, optimizer, schedule, mesh)
+    teacher_params = put_teacher(run.teacher, run.cache, mesh)
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
-    start_params = first_weights(experiment, tokenizer, named, teacher)
-    init = functools.partial(create_state, experiment, teacher_config, optimizer)
-    abstract_state = jax.eval_shape(init, start_params)
+    init = functools.partial(create_state, experiment, teacher, optimizer)
+    abstract_state = jax.eval_shape(init, run.start)
     shardings = tree_shardings(abstract_state, mesh)
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-    teacher_params = put_teacher(teacher, cache, mesh)
 
     with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
         start = checkpoints.latest_step or 0
@@ -101,9 +86,9 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             logger.info("%s: continuing after step %d", workdir, start)
             state = checkpoints.restore(_place(abstract_state, shardings), iterator)
         else:
-            start_params = jax.device_put(start_params, replicated(mesh))
-            state = jax.jit(init, out_shardings=shardings)(start_params)
-        del start_params
+            first_weights = jax.device_put(run.start, replicated(mesh))
+            state = jax.jit(init, out_shardings=shardings)(first_weights)
+            del first_weights
 
         with MetricWriter(
             workdir, start, config.steps, config.batch_size, config.log_every
@@ -128,51 +113,22 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def first_weights(
-    experiment: Experiment, tokenizer: Tokenizer, named: Model | None, teacher: Model | None
-) -> Params | None:
-    """Returns the parameters that the student starts from, and says which; None for random ones."""
-    if named is not None:
-        logger.info("the student starts from the weights of %s", experiment.init)
-        return named.params
-    if experiment.init == "random" or teacher is None:
-        return None
-    reason = random_start(experiment, tokenizer, teacher)
-    origin = f"random weights: {reason}" if reason else "the teacher's weights"
-    logger.info("the student starts from %s", origin)
-    return None if reason else teacher.params
-
-
-def put_teacher(teacher: Model | None, cache: TeacherCache | None, mesh: Mesh) -> Params | None:
-    """Returns what the step needs of the teacher, on every device; with a cache its scalars."""
-    if teacher is None:
-        return None
-    params = teacher.params
-    if cache is not None:
-        params = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
-    return jax.device_put(params, replicated(mesh))
-
-
-def make_iterator(
-    experiment: Experiment,
-    data: Mixture,
-    tokenizer: Tokenizer,
-    teacher: Model | None,
-    cache: TeacherCache | None,
-) -> grain.DatasetIterator:
+def make_iterator(run: Run) -> grain.DatasetIterator:
     """Returns this process's part of the training batches; its state is that of a checkpoint."""
-    is_live = teacher is not None and cache is None
+    config, teacher = run.experiment.train, None
+    if run.teacher is not None and run.cache is None:
+        teacher = View(run.teacher.preprocess, run.teacher.tokenizer)
     return iter(
         train_batches(
-            data,
-            View(experiment.preprocess, tokenizer),
-            experiment.train.batch_size,
-            experiment.seed,
-            experiment.train.num_workers,
+            run.data,
+            View(run.experiment.preprocess, run.tokenizer),
+            config.batch_size,
+            run.experiment.seed,
+            config.num_workers,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
-            teacher=View(teacher.preprocess, teacher.tokenizer) if is_live else None,
-            embeddings=cache,
+            teacher=teacher,
+            embeddings=run.cache,
         )
     )
 

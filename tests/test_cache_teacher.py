@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tclip.cache_teacher import cache_teacher, open_teacher_cache
+from tclip.cache_teacher import cache_teacher
 from tclip.data import PreprocessConfig, View, train_batches
 from tclip.data.mixture import mixture_of
 from tclip.data.pipeline import draw
@@ -21,11 +21,11 @@ from tclip.inference import load
 from tclip.losses import LossConfig
 from tclip.models import CLIP
 from tclip.optim import learning_rate, make_optimizer
-from tclip.prepare import load_teacher
 from tclip.sharding import MeshConfig, make_mesh
 from tclip.state import create_state
 from tclip.step import make_train_step
-from tclip.trainer import put_batch, put_teacher
+from tclip.teacher import load_teacher, open_teacher_cache, put_teacher
+from tclip.trainer import put_batch
 
 SHARD_SIZE = 5
 CROPS = {"train_scale": (0.3, 0.9), "flip": True}

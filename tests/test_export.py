@@ -114,8 +114,20 @@ def test_a_float_run_is_ternarised_on_request(float_workdir, workdir, tmp_path):
         np.testing.assert_array_equal(np.sign(leaf), np.sign(expected))
     with pytest.raises(ValueError, match="trained with policy 'all' already"):
         export_huggingface(workdir, tmp_path / "no", policy=policy)
-    with pytest.raises(ValueError, match="float run: say with a policy"):
+    with pytest.raises(ValueError, match="float model: say with a policy"):
         export_packed(float_workdir, tmp_path / "no")
+
+
+def test_anyones_float_clip_is_packed_like_a_run_of_ours(float_workdir, tmp_path):
+    policy = TernaryPolicy("blocks", "channel", "optimal")
+    export_huggingface(float_workdir, tmp_path / "hf")
+    sizes = export_packed(tmp_path / "hf", tmp_path / "theirs", policy=policy)
+    assert 0 < sizes["ternary_fraction"] < 1
+    export_packed(float_workdir, tmp_path / "ours", policy=policy)
+    weights = [tmp_path / name / "model.safetensors" for name in ("theirs", "ours")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    with pytest.raises(ValueError, match="ours is packed already"):
+        export_packed(tmp_path / "ours", tmp_path / "no", policy=policy)
 
 
 def test_on_the_command_line(workdir, tmp_path):

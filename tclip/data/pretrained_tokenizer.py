@@ -1,6 +1,5 @@
 """The tokenizer of a Hugging Face model folder, with all that its files say of it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tclip.data.tokenizer import (
     read_tokenizer_json,
     template,
 )
+from tclip.files import read_json_object
 
 
 def load_pretrained_tokenizer(folder: Path, context_length: int) -> Tokenizer:
@@ -61,15 +61,7 @@ def _read_legacy_clip(vocab: Path, merges: Path) -> HFTokenizer:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file, an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _configure(hf: HFTokenizer, settings: dict[str, Any]) -> None:

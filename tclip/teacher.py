@@ -1,0 +1,95 @@
+"""The frozen teacher: a float model that is run, or one whose embeddings were stored."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from tclip.data import Mixture, PreprocessConfig
+from tclip.data.teacher_cache import CacheHeader, TeacherCache, open_cache
+from tclip.experiment import Experiment, check_hidden_layers
+from tclip.inference import RUNTIME_KEYS, Model, load
+from tclip.models import CLIPConfig, with_layout
+from tclip.packed import is_packed
+from tclip.sharding import replicated
+from tclip.state import Params
+
+
+def load_teacher(experiment: Experiment) -> Model | None:
+    """Returns the frozen teacher, to be computed as the student is; None for a run without one.
+
+    Raises:
+      ValueError: a packed model, or one that lacks a layer that the loss compares with.
+      FileNotFoundError: it is not there.
+    """
+    if not experiment.teacher.path:
+        return None
+    teacher = load_float(experiment.teacher.path, experiment.model)
+    check_hidden_layers(experiment.loss, "teacher", teacher.config)
+    return teacher
+
+
+def load_float(path: str, config: CLIPConfig) -> Model:
+    """Loads a float model into host memory, to be computed as `config` says (dtype, scan, remat).
+
+    Raises:
+      ValueError: it is packed, or cannot be read.
+      FileNotFoundError: it is not there.
+    """
+    if is_packed(path):
+        raise ValueError(f"{path} is a packed model; give the workdir it was exported from")
+    model = load(path)
+    runtime = {key: getattr(config, key) for key in RUNTIME_KEYS}
+    config = dataclasses.replace(model.config, **runtime)
+    params = jax.device_get(with_layout(model.params, config))
+    return dataclasses.replace(model, config=config, params=params)
+
+
+def open_teacher_cache(
+    experiment: Experiment, teacher: Model | None, data: Mixture
+) -> TeacherCache | None:
+    """Returns the cache that the experiment names, checked to be of its teacher and its data.
+
+    Raises:
+      ValueError, FileNotFoundError: as `tclip.data.teacher_cache.open_cache`.
+    """
+    if not experiment.teacher.cache:
+        return None
+    expected = cache_header(experiment, teacher, data, augmentations=0, shard_size=0)
+    return open_cache(experiment.teacher.cache, expected)
+
+
+def cache_header(
+    experiment: Experiment, teacher: Model, data: Mixture, augmentations: int, shard_size: int
+) -> CacheHeader:
+    """What a cache of this teacher and these data is."""
+    crops = teacher_crops(experiment, teacher)
+    names = "train_scale", "train_ratio", "flip", "image_size", "mean", "std", "interpolation"
+    return CacheHeader(
+        teacher=teacher.fingerprint,
+        data=data.fingerprint,
+        samples=len(data),
+        seed=experiment.seed,
+        tokenizer=teacher.tokenizer.fingerprint,
+        embed_dim=teacher.config.embed_dim,
+        augmentations=augmentations,
+        shard_size=shard_size,
+        **{name: getattr(crops, name) for name in names},
+    )
+
+
+def teacher_crops(experiment: Experiment, teacher: Model) -> PreprocessConfig:
+    """The teacher's pixels and the student's crops: they are drawn as in training."""
+    names = "train_scale", "train_ratio", "flip"
+    ranges = {name: getattr(experiment.preprocess, name) for name in names}
+    return dataclasses.replace(teacher.preprocess, **ranges)
+
+
+def put_teacher(teacher: Model | None, cache: TeacherCache | None, mesh: Mesh) -> Params | None:
+    """Returns what the step needs of the teacher, on every device; with a cache its scalars."""
+    if teacher is None:
+        return None
+    params = teacher.params
+    if cache is not None:
+        params = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
+    return jax.device_put(params, replicated(mesh))
