@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from tclip.inference import Model
 
 
-def load(path: str | os.PathLike[str]) -> "Model":
-    """Loads a packed folder or a training workdir; see `tclip.inference.load`."""
+def load(path: str | os.PathLike[str], activations: str | None = None) -> "Model":
+    """Loads a packed folder, a training workdir or anyone's CLIP; see `tclip.inference.load`."""
     from tclip import inference
 
-    return inference.load(path)
+    return inference.load(path, activations)

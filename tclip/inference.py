@@ -28,7 +28,7 @@ from tclip.experiment import is_workdir
 from tclip.interop import load_pretrained
 from tclip.models import CLIP, CLIPConfig, with_layout
 from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed, load_packed
-from tclip.quant import ternarize_params
+from tclip.quant import ternarize_params, with_int8_activations
 
 # Batches are cut to at most this many and padded to a power of two: few shapes to compile.
 MAX_BATCH = 128
@@ -141,29 +141,44 @@ class Model:
             raise ValueError(f"{name}: {error}") from None
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, activations: str | None = None) -> Model:
     """Loads a model of any kind.
 
     Args:
       path: a packed folder (weights stay packed), a training workdir (its newest weights), a CLIP
         or SigLIP folder of Hugging Face, a CLIP folder of open_clip, or the id of one on the hub.
+      activations: what ternary kernels multiply: "native", or "int8", rounded to 8 bits token by
+        token. By default a workdir's are those it was trained with, others native.
 
     Raises:
       FileNotFoundError: `path` or a file that it needs is missing.
       ValueError: a file in it is damaged, or does not fit the architecture.
     """
+    if activations not in (None, "native", "int8"):
+        raise ValueError(f"unknown activations {activations!r}; use 'native' or 'int8'")
     if is_packed(path):
-        return Model(*load_packed(path))
+        config, params, tokenizer, preprocess = load_packed(path)
+        params = with_int8_activations(params) if activations == "int8" else params
+        return Model(config, params, tokenizer, preprocess)
     if not is_workdir(path):
+        _check_ternary(path, "none", activations)
         return Model(*load_pretrained(path))
     path = Path(path)
     experiment, params, quant = load_trained(path)
+    policy = experiment.quant
+    _check_ternary(path, policy.policy, activations)
+    policy = dataclasses.replace(policy, activations=activations or policy.activations)
     return Model(
         experiment.model,
-        ternarize_params(params, quant, experiment.quant),
+        ternarize_params(params, quant, policy),
         load_tokenizer(path / TOKENIZER, experiment.model.text.context_length),
         load_preprocess(path / PREPROCESSOR),
     )
+
+
+def _check_ternary(path: str | Path, policy: str, activations: str | None) -> None:
+    if activations == "int8" and policy == "none":
+        raise ValueError(f"{path} has no ternary weights, which int8 activations are for")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

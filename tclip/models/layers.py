@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tclip.kernels import ternary_matmul
-from tclip.quant import TernaryTensor
+from tclip.kernels.fake_quant import fake_quantize_rows
+from tclip.quant import Int8Activations, TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD, code_at
 
 Initializer = Callable[..., jax.Array]
@@ -15,7 +16,7 @@ Initializer = Callable[..., jax.Array]
 
 def _weight(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, int]
-) -> jax.Array | TernaryTensor:
+) -> jax.Array | TernaryTensor | Int8Activations:
     """The leaf `name` of `module`, of the given shape; floating-point arrays are born float32.
 
     A packed leaf is read directly, since `Module.param` takes only leaves that look like those of
@@ -23,7 +24,7 @@ def _weight(
     """
     if module.has_variable("params", name):
         leaf = module.get_variable("params", name)
-        if isinstance(leaf, TernaryTensor):
+        if isinstance(leaf, TernaryTensor | Int8Activations):
             if leaf.shape != shape:
                 path = "/".join((*module.path, name))
                 raise ValueError(f"{path}: expected a ternary {shape}, got {leaf.shape}")
@@ -43,9 +44,13 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = _weight(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
+        activations = "native"
+        if isinstance(kernel, Int8Activations):
+            activations, kernel = "int8", kernel.weight
         if isinstance(kernel, TernaryTensor):
-            y = ternary_matmul(x, kernel)
+            y = ternary_matmul(x, kernel, activations=activations)
         else:
+            x = fake_quantize_rows(x) if activations == "int8" else x
             y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

@@ -6,13 +6,20 @@ Depends on jax and nothing above it, so that it can be used from any model.
 from tclip.quant.estimators import ESTIMATORS
 from tclip.quant.op import ternarize, ternary_codes
 from tclip.quant.packing import pack, unpack
-from tclip.quant.params import init_quant, quantize_params, ternarize_params, ternary_paths
+from tclip.quant.params import (
+    init_quant,
+    quantize_params,
+    ternarize_params,
+    ternary_paths,
+    with_int8_activations,
+)
 from tclip.quant.policy import PRESETS, TernaryPolicy
-from tclip.quant.tensor import TernaryTensor
+from tclip.quant.tensor import Int8Activations, TernaryTensor
 
 __all__ = [
     "ESTIMATORS",
     "PRESETS",
+    "Int8Activations",
     "TernaryPolicy",
     "TernaryTensor",
     "init_quant",
@@ -23,4 +30,5 @@ __all__ = [
     "ternary_codes",
     "ternary_paths",
     "unpack",
+    "with_int8_activations",
 ]

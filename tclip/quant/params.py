@@ -18,7 +18,7 @@ from tclip.quant.groups import group_shape
 from tclip.quant.op import ternarize, ternary_codes
 from tclip.quant.packing import pack
 from tclip.quant.policy import PRESETS, TernaryPolicy
-from tclip.quant.tensor import TernaryTensor
+from tclip.quant.tensor import Int8Activations, TernaryTensor
 
 Quant = dict[str, dict[str, jax.Array]]
 
@@ -81,8 +81,9 @@ def init_quant(params: Any, policy: TernaryPolicy) -> Quant:
 def ternarize_params(params: Any, quant: Quant, policy: TernaryPolicy) -> Any:
     """Replaces the ternary leaves by `ternarize` of them; same tree, shapes and dtypes.
 
-    Differentiable in params and quant. Scales and thresholds that are not learned are estimated
-    anew from the weights, and no gradient flows through the estimate.
+    With int8 activations the kernels among them come as `Int8Activations`, which the layers of
+    tclip.models know. Differentiable in params and quant. Scales and thresholds that are not
+    learned are estimated anew from the weights, and no gradient flows through the estimate.
 
     Raises:
       ValueError: as `ternary_paths`, or quant does not belong to these params and this policy.
@@ -90,9 +91,16 @@ def ternarize_params(params: Any, quant: Quant, policy: TernaryPolicy) -> Any:
 
     def leaf(path: str, w: jax.Array) -> jax.Array:
         scale, threshold = _scale_and_threshold(path, w, quant, policy)
-        return ternarize(w, scale, threshold, policy.clip)
+        w_ternary = ternarize(w, scale, threshold, policy.clip)
+        is_int8 = policy.activations == "int8" and is_kernel(path)
+        return Int8Activations(w_ternary) if is_int8 else w_ternary
 
     return _map_ternary(leaf, params, policy)
+
+
+def is_kernel(path: str) -> bool:
+    """Whether a leaf multiplies activations; a table of embeddings does not."""
+    return path.rpartition("/")[2] == "kernel"
 
 
 def quantize_params(
@@ -116,6 +124,18 @@ def quantize_params(
         return TernaryTensor(pack(ternary_codes(w, threshold)), packed_scale, rows=w.shape[-2])
 
     return _map_ternary(leaf, params, policy)
+
+
+def with_int8_activations(params: Any) -> Any:
+    """Marks every packed kernel to be multiplied by int8 activations."""
+
+    def visit(keys, leaf):
+        is_marked = isinstance(leaf, TernaryTensor) and is_kernel(_path(keys))
+        return Int8Activations(leaf) if is_marked else leaf
+
+    return jax.tree_util.tree_map_with_path(
+        visit, params, is_leaf=lambda leaf: isinstance(leaf, TernaryTensor)
+    )
 
 
 def _map_ternary(function: Any, params: Any, policy: TernaryPolicy) -> Any:

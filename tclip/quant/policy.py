@@ -38,6 +38,8 @@ class TernaryPolicy:
       learn_scale: train the scales.
       learn_threshold: train the thresholds.
       clip: weights of this magnitude or more get no gradient.
+      activations: "native", or "int8": what ternary kernels multiply is rounded to 8 bits, token by
+        token, in training as on the integer matrix units of inference.
     """
 
     policy: str = "none"
@@ -46,9 +48,12 @@ class TernaryPolicy:
     learn_scale: bool = True
     learn_threshold: bool = True
     clip: float = 1.0
+    activations: str = "native"
 
     def __post_init__(self):
         block_size(self.group)
+        if self.activations not in ("native", "int8"):
+            raise ValueError(f"unknown activations {self.activations!r}; use 'native' or 'int8'")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"unknown estimator {self.estimator!r}; use one of {list(ESTIMATORS)}")
         if not self.clip > 0:

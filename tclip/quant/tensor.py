@@ -1,4 +1,4 @@
-"""A packed ternary weight."""
+"""Weights that say how they are to be multiplied: packed ternary ones, by int8 activations."""
 
 from dataclasses import dataclass, field
 
@@ -37,3 +37,19 @@ class TernaryTensor:
         """The float weight [..., K, N], multiplied in float32 and rounded once to dtype."""
         codes = unpack(self.words, self.rows)
         return (codes * expand(self.scale.astype(jnp.float32), codes.shape)).astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Int8Activations:
+    """A weight [..., K, N] to multiply activations by that are first rounded to 8 bits.
+
+    Attributes:
+      weight: an array, for training with fake-quantised activations, or packed.
+    """
+
+    weight: jax.Array | TernaryTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
