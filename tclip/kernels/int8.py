@@ -4,18 +4,21 @@ import jax
 import jax.numpy as jnp
 
 LARGEST = 127
-# Rows whose largest magnitude is smaller count as zero: 127 divided by it is not a float32.
-SMALLEST = 1e-36
+# Rows of smaller magnitudes round to zero; 127 divided by less may not be a float32.
+SMALLEST = 1e-30
+
+
+def row_scales(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """s = max|row| / 127 of each row of x [..., K], and 1 / s, both float32 [..., 1].
+
+    Of a row with a NaN or an infinity s is such a value too, and shows in what is multiplied by it.
+    """
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32)
+    largest = jnp.maximum(largest, SMALLEST)
+    return largest * (1 / LARGEST), LARGEST / largest
 
 
 def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Quantises each row of x [..., K] by its own scale s = max|row| / 127.
-
-    Returns:
-      int8 [..., K], x / s rounded half to even; and s, float32 [..., 1]: 0 for a row of
-      zeros, NaN or infinite for a row with such a value, which then shows in its products.
-    """
-    x = x.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    factor = jnp.where(largest > SMALLEST, LARGEST / largest, 0)
-    return jnp.round(x * factor).astype(jnp.int8), largest / LARGEST
+    """Each row of x [..., K] in 8 bits: int8 x / s, rounded half to even, and s of `row_scales`."""
+    scale, inverse = row_scales(x)
+    return jnp.round(x.astype(jnp.float32) * inverse).astype(jnp.int8), scale

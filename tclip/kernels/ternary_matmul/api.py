@@ -12,7 +12,7 @@ import numpy as np
 from tclip.kernels.activations import ACTIVATIONS, activate
 from tclip.kernels.manual_axes import vary_together
 from tclip.kernels.target import target_device
-from tclip.kernels.ternary_matmul import reference
+from tclip.kernels.ternary_matmul import reference, tpu
 from tclip.kernels.ternary_matmul.gradient import transposed_products
 from tclip.quant.groups import check_grouping
 from tclip.quant.tensor import TernaryTensor
@@ -20,7 +20,7 @@ from tclip.quant.tensor import TernaryTensor
 # The first that is available runs. Each has
 #   matmul(x_MxK, words, scale, bias, *, rows, activations, activation) -> [M, N] in x.dtype,
 #   unavailable(x_MxK, w, activations, device) -> why it cannot run there, "" if it can.
-IMPLEMENTATIONS: dict[str, ModuleType] = {"xla": reference}
+IMPLEMENTATIONS: dict[str, ModuleType] = {"pallas_tpu": tpu, "xla": reference}
 
 
 def ternary_matmul(

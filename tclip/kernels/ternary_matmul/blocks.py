@@ -1,0 +1,61 @@
+"""How much of a ternary product the TPU kernel works on at a time.
+
+A step of the grid is one straight-line program, whose length grows with its multiplications. Longer
+is better, since filling and draining the matrix unit costs once a step, up to what the instruction
+memory streams well; `python -m launch.bench tpu_schedule` shows the lengths.
+"""
+
+import dataclasses
+
+LANES = 128
+# Columns come in the widths of the matrix unit, which is 256 from v6e on.
+COLUMNS = 256
+# Of K in a step.
+INPUTS = 8192
+# Codes in a step: the feed-forward layers of ViT-B whole, half of those of ViT-L.
+CODES = 5 * 2**19
+# Elements of x in a step.
+ELEMENTS = 5 * 2**18
+# Rows of x in a step, by generation: the larger matrix unit wants more.
+ROWS = {5: 256, 6: 512, 7: 512}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A block of the output is [rows, columns]; `inputs` of K are added up in one step."""
+
+    rows: int
+    columns: int
+    inputs: int
+
+
+def choose_blocks(
+    shape: tuple[int, int, int], scale_blocks: int, *, tile: int, generation: int, cores: int
+) -> Blocks:
+    """The blocks for a product.
+
+    Args:
+      shape: M, K and N of [M, K] @ [K, N].
+      scale_blocks: scales along K; a step takes whole blocks of them.
+      tile: of what rows have to be a multiple.
+      generation: of the TPU, a key of `ROWS`.
+      cores: that share the rows, or the columns where the rows are one block.
+    """
+    m, k, n = shape
+    if scale_blocks > 1:
+        block = k // scale_blocks
+        counts = [d for d in range(1, scale_blocks + 1) if scale_blocks % d == 0]
+        inputs = block * max(d for d in counts if d == 1 or d * block <= INPUTS)
+    else:
+        inputs = _share(k, INPUTS, LANES)
+    most_rows = min(ROWS[generation], ELEMENTS // inputs)
+    rows = _share(m, max(most_rows // tile, 1) * tile, tile)
+    most_columns = max(CODES // inputs // COLUMNS, 1) * COLUMNS
+    columns = _share(n, most_columns, COLUMNS, at_least=1 if rows < m else cores)
+    return Blocks(rows, columns, inputs)
+
+
+def _share(size: int, most: int, multiple: int, at_least: int = 1) -> int:
+    """The size of equal shares of `size`, multiples of `multiple` up to `most`."""
+    shares = max(-(-size // most), at_least)
+    return -(-size // (shares * multiple)) * multiple
