@@ -2,34 +2,19 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import TOLERANCE, integer_rows, problem, quantized
 
 from tclip.kernels import ternary_matmul
 from tclip.quant import TernaryTensor, pack
 
-# Relative to the sum of the magnitudes of the products: the rounding of the result, and in float32
-# that of the additions.
-TOLERANCE = {jnp.float32: 1e-6, jnp.bfloat16: 2.0**-8, jnp.float16: 2.0**-10}
-
-matmul = jax.jit(ternary_matmul, static_argnames="implementation")
-
-
-def problem(lead, rows, columns, scale_shape, dtype, seed=0):
-    """x, the packed weight, and x @ w and |x| @ |w| in NumPy float64."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
-    scale = rng.uniform(0.01, 1, scale_shape).astype(np.float16)
-    x = jnp.asarray(rng.normal(size=(*lead, rows)), dtype)
-    full = scale.astype(np.float64)
-    if full.ndim:
-        repeats = [n // s for n, s in zip((rows, columns), scale_shape, strict=True)]
-        full = full.repeat(repeats[0], 0).repeat(repeats[1], 1)
-    x64, w64 = np.asarray(x, np.float64), codes * full
-    tensor = TernaryTensor(pack(codes), jnp.asarray(scale), rows)
-    return x, tensor, x64 @ w64, np.abs(x64) @ np.abs(w64)
+matmul = jax.jit(ternary_matmul, static_argnames=("activations", "activation", "implementation"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,6 +32,55 @@ def test_it_is_the_product_with_scale_times_codes(data):
     assert (y.shape, y.dtype) == ((*lead, columns), dtype)
     error = np.abs(np.asarray(y, np.float64) - expected)
     assert (error <= TOLERANCE[dtype] * magnitude + 1e-12).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_int8_is_the_product_with_the_rounded_rows(data):
+    rows = data.draw(st.sampled_from([1, 7, 24, 48]))
+    columns = data.draw(st.sampled_from([1, 5, 35]))
+    blocks = data.draw(st.sampled_from([d for d in range(1, rows + 1) if rows % d == 0]))
+    scale_shape = data.draw(st.sampled_from([(), (1, 1), (1, columns), (blocks, columns)]))
+    dtype = data.draw(st.sampled_from(list(TOLERANCE)))
+    x, w, *_ = problem((3,), rows, columns, scale_shape, dtype, data.draw(st.integers(0, 2**16)))
+    weights = np.asarray(w.dequantize(), np.float64)
+    q = quantized(x)
+    error = np.abs(np.asarray(matmul(x, w, activations="int8"), np.float64) - q @ weights)
+    # A value halfway between two integers may be rounded to the other.
+    x64, step = np.asarray(x, np.float64), np.abs(q).max(axis=-1, keepdims=True) / 127
+    halfway = np.abs(np.abs(x64 - q) - step / 2) < 1e-5 * step
+    allowed = TOLERANCE[dtype] * (np.abs(q) @ np.abs(weights)) + halfway * step @ np.abs(weights)
+    assert (error <= allowed + 1e-12).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_int8_sums_of_integers_are_exact(blocks):
+    rows, columns = 4096, 40
+    codes = np.random.default_rng(1).integers(-1, 2, (rows, columns)).astype(np.int8)
+    w = TernaryTensor(pack(codes), jnp.ones((blocks, columns)), rows)
+    x = integer_rows((3, rows))
+    y = matmul(jnp.asarray(x, jnp.float32), w, activations="int8")
+    np.testing.assert_array_equal(y, x @ codes.astype(np.int64))
+
+
+@pytest.mark.parametrize("activations", ["native", "int8"])
+@pytest.mark.parametrize("activation", [None, "quick_gelu", "gelu", "gelu_tanh"])
+def test_bias_and_activation_are_applied_in_float32(activation, activations):
+    x, w, *_ = problem((2, 3), 24, 35, (1, 35), jnp.bfloat16)
+    bias = jnp.asarray(np.random.default_rng(2).normal(size=35), jnp.float16)
+    y = matmul(x, w, bias=bias, activation=activation, activations=activations)
+    x64 = quantized(x) if activations == "int8" else np.asarray(x, np.float64)
+    expected = x64 @ np.asarray(w.dequantize(), np.float64) + np.asarray(bias, np.float64)
+    if activation:
+        expected *= {
+            "quick_gelu": scipy.special.expit(1.702 * expected),
+            "gelu": scipy.stats.norm.cdf(expected),
+            "gelu_tanh": scipy.special.expit(
+                2 * np.sqrt(2 / np.pi) * (expected + 0.044715 * expected**3)
+            ),
+        }[activation]
+    # One rounding to bfloat16, by 2^-8 at most.
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=1.01 * 2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale_shape", [(1, 8), (1024, 8)])
@@ -69,11 +103,51 @@ def test_the_weight_is_never_expanded_in_memory(dtype, scale_shape):
     assert compiled.memory_analysis().temp_size_in_bytes < rows * columns * 4 / 2
 
 
-def test_gradient_with_respect_to_x_is_the_transposed_product():
-    x, w, *_ = problem((3,), 40, 20, (5, 20), jnp.float32)
-    g = jnp.asarray(np.random.default_rng(1).normal(size=(3, 20)), jnp.float32)
-    (dx,) = jax.jit(lambda x, w: jax.vjp(lambda x: ternary_matmul(x, w), x)[1](g))(x, w)
-    np.testing.assert_allclose(dx, g @ w.dequantize().T, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("activations", ["native", "int8"])
+@pytest.mark.parametrize("scale_shape", [(), (1, 1), (1, 20), (5, 20)])
+def test_gradients_are_those_of_the_dense_product(scale_shape, activations):
+    x, w, *_ = problem((2, 3), 40, 20, scale_shape, jnp.float32)
+    rng = np.random.default_rng(1)
+    bias, g = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in (20, (2, 3, 20)))
+    codes = TernaryTensor(w.words, jnp.ones(()), 40).dequantize()
+    scale = w.scale.astype(jnp.float32)
+
+    def packed(x, scale, bias):
+        tensor = TernaryTensor(w.words, scale, 40)
+        return ternary_matmul(x, tensor, bias=bias, activations=activations)
+
+    def dense(x, scale, bias):
+        blocks = scale if scale.ndim < 2 else jnp.repeat(scale, 40 // scale.shape[0], axis=0)
+        return x @ (codes * blocks) + bias
+
+    for of_packed, of_dense in zip(
+        jax.jit(lambda *args: jax.vjp(packed, *args)[1](g))(x, scale, bias),
+        jax.jit(lambda *args: jax.vjp(dense, *args)[1](g))(x, scale, bias),
+        strict=True,
+    ):
+        assert of_packed.shape == of_dense.shape
+        np.testing.assert_allclose(of_packed, of_dense, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_gradients_pass_through_the_activation_function(activation):
+    x, w, *_ = problem((3,), 8, 4, (1, 4), jnp.float32)
+
+    def loss(x):
+        return jnp.sin(ternary_matmul(x, w, activation=activation)).sum()
+
+    jax.test_util.check_grads(loss, (x,), order=1, modes="rev", atol=1e-2, rtol=1e-2)
+
+
+def test_gradients_have_the_dtypes_of_what_they_are_of():
+    x, w, *_ = problem((3,), 24, 5, (1, 5), jnp.bfloat16)
+
+    def loss(x, scale, bias):
+        return ternary_matmul(x, TernaryTensor(w.words, scale, 24), bias=bias).sum()
+
+    bias = jnp.ones(5, jnp.float32)
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(x, w.scale, bias)
+    assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float16, jnp.float32]
 
 
 def test_vmap_and_scan_over_stacked_weights():
@@ -85,11 +159,21 @@ def test_vmap_and_scan_over_stacked_weights():
         np.testing.assert_allclose(result, [expected, expected], rtol=1e-5, atol=1e-5)
 
 
-def test_nan_in_x_shows_in_its_row_only():
-    x, w, *_ = problem((2,), 24, 5, (1, 5), jnp.float32)
-    y = matmul(x.at[0, 3].set(jnp.nan), w)
-    assert jnp.isnan(y[0]).all()
+@pytest.mark.parametrize("activations", ["native", "int8"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_nan_and_infinity_in_x_show_in_their_row_only(value, activations):
+    x, w, *_ = problem((2,), 256, 5, (1, 5), jnp.float32)
+    w = TernaryTensor(pack(np.ones((256, 5), np.int8)), w.scale, 256)
+    y = matmul(x.at[0, 3].set(value), w, activations=activations)
+    assert not jnp.isfinite(y[0]).any()
     assert jnp.isfinite(y[1]).all()
+
+
+def test_int8_rows_of_zeros_and_of_tiny_values():
+    x, w, *_ = problem((3,), 24, 5, (1, 5), jnp.float32)
+    y = matmul(x.at[0].set(0).at[1].multiply(1e-38), w, activations="int8")
+    np.testing.assert_array_equal(y[0], 0)
+    np.testing.assert_allclose(y[1], 0, atol=1e-30)
 
 
 @pytest.mark.parametrize(
