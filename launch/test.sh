@@ -8,4 +8,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# A file's tests share what was compiled, and stay together.
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
