@@ -15,7 +15,7 @@ from absl import flags
 
 from launch.cli import run
 
-BENCHMARKS = ("index", "loader", "teacher_cache", "train_step")
+BENCHMARKS = ("index", "loader", "teacher_cache", "tpu_schedule", "train_step")
 _DEFINE = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; none by default")
 

@@ -12,12 +12,11 @@ LANES = 128
 COLUMNS = 256
 # Of K in a step.
 INPUTS = 8192
-# Codes in a step: the feed-forward layers of ViT-B whole, half of those of ViT-L.
+# Codes in a step, K times columns: the first feed-forward layer of ViT-B whole.
 CODES = 5 * 2**19
-# Elements of x in a step.
+# Elements of x in a step, and rows of it.
 ELEMENTS = 5 * 2**18
-# Rows of x in a step, by generation: the larger matrix unit wants more.
-ROWS = {5: 256, 6: 512, 7: 512}
+ROWS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Blocks:
 
 
 def choose_blocks(
-    shape: tuple[int, int, int], scale_blocks: int, *, tile: int, generation: int, cores: int
+    shape: tuple[int, int, int], scale_blocks: int, *, tile: int, cores: int
 ) -> Blocks:
     """The blocks for a product.
 
@@ -38,7 +37,6 @@ def choose_blocks(
       shape: M, K and N of [M, K] @ [K, N].
       scale_blocks: scales along K; a step takes whole blocks of them.
       tile: of what rows have to be a multiple.
-      generation: of the TPU, a key of `ROWS`.
       cores: that share the rows, or the columns where the rows are one block.
     """
     m, k, n = shape
@@ -48,7 +46,7 @@ def choose_blocks(
         inputs = block * max(d for d in counts if d == 1 or d * block <= INPUTS)
     else:
         inputs = _share(k, INPUTS, LANES)
-    most_rows = min(ROWS[generation], ELEMENTS // inputs)
+    most_rows = min(ROWS, ELEMENTS // inputs)
     rows = _share(m, max(most_rows // tile, 1) * tile, tile)
     most_columns = max(CODES // inputs // COLUMNS, 1) * COLUMNS
     columns = _share(n, most_columns, COLUMNS, at_least=1 if rows < m else cores)

@@ -16,11 +16,12 @@ from jax.sharding import AbstractDevice, AxisType
 
 from tclip.kernels.activations import activate
 from tclip.kernels.int8 import LARGEST, quantize_rows, row_scales
-from tclip.kernels.ternary_matmul.blocks import LANES, ROWS, Blocks, choose_blocks
+from tclip.kernels.ternary_matmul.blocks import LANES, Blocks, choose_blocks
 from tclip.kernels.ternary_matmul.parts import block_scales
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
 
+FIRST_GENERATION = 5  # that reads int2
 NAME = "ternary_matmul"  # of the kernel in the lowered program
 # As many 8-bit integers add up exactly in float32.
 EXACT_IN_FLOAT32 = 2**24 // LARGEST
@@ -36,7 +37,7 @@ def unavailable(
     if device.platform != "tpu":
         return f"it needs a TPU, and the program is for {device.platform}"
     info = pltpu.get_tpu_info()
-    if info.generation not in ROWS:
+    if info.generation < FIRST_GENERATION:
         return f"{device.device_kind} does not read int2; v5e, v5p, v6e and TPU7x do"
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
@@ -75,7 +76,6 @@ def matmul(
         (x_MxK.shape[0], rows, words.shape[1]),
         scale.shape[0],
         tile=32 // jnp.dtype(code_dtype).itemsize,
-        generation=info.generation,
         cores=info.num_cores,
     )
     config = _Config(blocks, info.num_cores, rows, scale.shape[0], int8, code_dtype, activation)
