@@ -179,7 +179,7 @@ def test_load_trained_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_trained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json: no valid JSON"):
         load_trained(tmp_path)
 
 

@@ -9,6 +9,9 @@ import numpy as np
 
 # Mixing repeats a pattern of so many positions; weights are rounded to its multiples.
 PATTERN = 1024
+# Data sets up to this size are shuffled in memory: grain's shuffle without memory searches a range
+# of 65,536 for the next number that there is, which takes milliseconds for a few samples.
+SMALL = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +40,13 @@ class SampleOrder:
         epoch, offset = divmod(
             block * int(counts_S[source]) + int(turn_P[slot]), self.lengths[source]
         )
-        number = grain.experimental.index_shuffle(
-            offset,
-            max_index=self.lengths[source] - 1,
-            seed=_epoch_seed(self.seed, source, epoch),
-            rounds=4,
-        )
+        length = self.lengths[source]
+        if length <= SMALL:
+            number = int(_permutation(self.seed, source, epoch, length)[offset])
+        else:
+            number = grain.experimental.index_shuffle(
+                offset, max_index=length - 1, seed=_epoch_seed(self.seed, source, epoch), rounds=4
+            )
         return epoch, sum(self.lengths[:source]) + number
 
     @functools.cached_property
@@ -69,3 +73,8 @@ def _apportion(weights: Sequence[float], total: int) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _epoch_seed(seed: int, source: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, source, epoch)).generate_state(1)[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed: int, source: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, source, epoch)).permutation(length)

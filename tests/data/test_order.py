@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tclip.data import Sample, SourceConfig
 from tclip.data.mixture import Mixture, mixture_of, open_mixture
-from tclip.data.order import PATTERN, SampleOrder
+from tclip.data.order import PATTERN, SMALL, SampleOrder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,15 @@ def test_a_tiny_weight_still_gets_its_turn():
     order = SampleOrder((5, 5), (1e6, 1e-6), seed=0)
     numbers = [order.at(position)[1] for position in range(PATTERN)]
     assert sum(number >= 5 for number in numbers) == 1
+
+
+def test_a_large_source_is_permuted_too():
+    order = SampleOrder((SMALL + 1,), (1.0,), seed=5)
+    epochs = [[order.at(e * (SMALL + 1) + i) for i in range(SMALL + 1)] for e in range(2)]
+    for epoch, stream in enumerate(epochs):
+        assert {seen for seen, _ in stream} == {epoch}
+        assert sorted(number for _, number in stream) == list(range(SMALL + 1))
+    assert epochs[0] != [(0, number) for _, number in epochs[1]]
 
 
 def test_positions_far_out_are_as_cheap_and_exact():
