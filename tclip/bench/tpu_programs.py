@@ -147,6 +147,8 @@ _PROGRAMS = {
 
 def main() -> None:
     dump = Path(sys.argv[1])
+    # A program that is taken from a cache has no schedule to read.
+    jax.config.update("jax_enable_compilation_cache", False)
     for line in sys.stdin:
         try:
             answer = compile_job(json.loads(line), dump)

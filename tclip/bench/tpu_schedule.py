@@ -1,8 +1,8 @@
 """What ternary products cost on TPUs, by the compiler's static schedule, with no TPU at hand.
 
 Needs libtpu (`pip install "tclip[tpu]"`). See `tclip.bench.schedule` for what a bundle is: the
-figures are deterministic, so that a change of a kernel shows to the last instruction. They leave out
-stalls, and the time in which the first block is fetched and the last one written.
+figures are deterministic, so that a change of a kernel shows to the last instruction. They leave
+out stalls, and the time in which the first block is fetched and the last one written.
 """
 
 import importlib.metadata
@@ -107,7 +107,7 @@ def compile_jobs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The figures of `tpu_programs.compile_job` for every job, or its `error`.
 
     Raises:
-      ImportError: libtpu is not installed.
+      ValueError: libtpu is not installed.
     """
     _libtpu_version()
     answers = []
@@ -165,7 +165,7 @@ def _libtpu_version() -> str:
     try:
         return importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
-        raise ImportError('compiling for TPUs needs libtpu: pip install "tclip[tpu]"') from None
+        raise ValueError('compiling for TPUs needs libtpu: pip install "tclip[tpu]"') from None
 
 
 def bounds(chip: str, shape: tuple[int, int, int], int8: bool, weight_bits: int) -> tuple:
