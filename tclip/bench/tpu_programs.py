@@ -6,7 +6,6 @@ aborts where it meets what it does not know: reads jobs as lines of JSON, answer
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def compile_job(job: dict, dump: Path) -> dict[str, float]:
 
     Returns:
       `bundles`, those issued in all; `inner`, those of the loop; `trips` of it; `matrix_share`, the
-      share of the program's bundles in which a matrix unit gets work; `seconds` of compiling.
+      share of the program's bundles in which a matrix unit gets work.
     """
     devices = topologies.get_topology_desc(
         platform="tpu", topology_name=TOPOLOGIES[job["chip"]]
@@ -47,10 +46,8 @@ def compile_job(job: dict, dump: Path) -> dict[str, float]:
     inputs = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated), shapes
     )
-    start = time.perf_counter()
     with jax.set_mesh(mesh):
         jax.jit(function).lower(*inputs).compile()
-    seconds = time.perf_counter() - start
     # What surrounds a dense product, such as a change of layout of its scales, is not held against
     # it; what surrounds the ternary product is part of it.
     schedules = sorted(take_schedules(dump), key=lambda s: s.executed)
@@ -61,7 +58,6 @@ def compile_job(job: dict, dump: Path) -> dict[str, float]:
         "inner": main.inner,
         "trips": main.trips,
         "matrix_share": round(main.matrix_bundles / main.bundles, 3),
-        "seconds": round(seconds, 1),
     }
 
 

@@ -95,8 +95,8 @@ def jobs_of(chip: str, shape: tuple[int, int, int], dense: bool) -> list[dict[st
     jobs = [job | {"kernel": f"ternary_{kind}"} for kind in TERNARY]
     if not dense:
         return jobs
-    rows = {min(size, -(-m // 32) * 32) for size in (256, 512, 1024)}
-    blocks = [[r, c] for r in sorted(rows) for c in (768, n // 2, n) if r * c <= 512 * 3072]
+    rows = {min(size, -(-m // 32) * 32) for size in (256, 480, 512, 1024)}
+    blocks = [[r, c] for r in sorted(rows) for c in (768, n // 2, n) if r * c <= 1024 * 3072]
     for kind in DENSE:
         jobs.append(job | {"kernel": f"xla_{kind}"})
         jobs += [job | {"kernel": f"pallas_{kind}", "blocks": size} for size in blocks]

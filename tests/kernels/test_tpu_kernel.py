@@ -98,7 +98,7 @@ def small_blocks(monkeypatch):
     """Several blocks of rows, of columns and of K in products of a few hundred."""
     monkeypatch.setattr(blocks, "INPUTS", 128)
     monkeypatch.setattr(blocks, "CODES", 128 * 256)
-    monkeypatch.setattr(blocks, "ROWS", 32)
+    monkeypatch.setattr(blocks, "ROWS", dict.fromkeys(blocks.ROWS, 32))
 
 
 @pytest.mark.parametrize("activations", ["native", "int8"])

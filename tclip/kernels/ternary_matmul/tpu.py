@@ -16,17 +16,17 @@ from jax.sharding import AbstractDevice, AxisType
 
 from tclip.kernels.activations import activate
 from tclip.kernels.int8 import LARGEST, quantize_rows, row_scales
-from tclip.kernels.ternary_matmul.blocks import LANES, Blocks, choose_blocks
+from tclip.kernels.ternary_matmul.blocks import LANES, ROWS, Blocks, choose_blocks
 from tclip.kernels.ternary_matmul.parts import block_scales
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
 
-FIRST_GENERATION = 5  # that reads int2
 NAME = "ternary_matmul"  # of the kernel in the lowered program
 # As many 8-bit integers add up exactly in float32.
 EXACT_IN_FLOAT32 = 2**24 // LARGEST
 # Adding it to a float32 of magnitude up to 2^22 leaves the rounded integer in the lowest bits.
 ROUND = 1.5 * 2**23
+SUBLANES = 8
 VMEM_LIMIT = 48 * 2**20
 
 
@@ -37,7 +37,7 @@ def unavailable(
     if device.platform != "tpu":
         return f"it needs a TPU, and the program is for {device.platform}"
     info = pltpu.get_tpu_info()
-    if info.generation < FIRST_GENERATION:
+    if str(info.chip_version) not in ROWS:
         return f"{device.device_kind} does not read int2; v5e, v5p, v6e and TPU7x do"
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
@@ -76,11 +76,16 @@ def matmul(
         (x_MxK.shape[0], rows, words.shape[1]),
         scale.shape[0],
         tile=32 // jnp.dtype(code_dtype).itemsize,
+        chip=str(info.chip_version),
         cores=info.num_cores,
     )
-    config = _Config(blocks, info.num_cores, rows, scale.shape[0], int8, code_dtype, activation)
     # There is no float16 in the kernel's language.
     x = x_MxK.astype(jnp.float32) if x_MxK.dtype == jnp.float16 else x_MxK
+    missing = -rows % blocks.inputs
+    if missing and (rows > blocks.inputs or x.shape[0] < SUBLANES):
+        # The kernel masks what lies beyond K in whole tiles and in the first step only.
+        x, rows = jnp.pad(x, [(0, 0), (0, missing)]), rows + missing
+    config = _Config(blocks, info.num_cores, rows, scale.shape[0], int8, code_dtype, activation)
     return _call(config, x, words, scale, bias).astype(x_MxK.dtype)
 
 
@@ -110,9 +115,8 @@ def _call(
     row_blocks, column_blocks = pl.cdiv(m, rows), pl.cdiv(n, columns)
     out = jax.ShapeDtypeStruct((m, n), x.dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
     row_scale = None
-    if config.steps > 1:
-        x = jnp.pad(x, [(0, 0), (0, config.steps * inputs - config.rows)])
-        x, row_scale = quantize_rows(x) if config.int8 else (x, None)
+    if config.int8 and config.steps > 1:
+        x, row_scale = quantize_rows(x)
     keeps_q = config.int8 and config.steps == 1 and column_blocks > 1 and row_blocks >= config.cores
     operands = {
         "x": x,
@@ -203,7 +207,7 @@ def _activations(config: _Config, refs: dict, scratch: dict):
 def _block(config: _Config, x_ref) -> jax.Array:
     """The block of x, with zeros for what lies beyond K, where memory may hold anything."""
     x = x_ref[...]
-    if config.steps > 1 or config.rows == config.blocks.inputs:
+    if config.rows % config.blocks.inputs == 0:
         return x
     inside = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) < config.rows
     return jnp.where(inside, x, jnp.zeros_like(x))
