@@ -21,6 +21,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the cache; made if missing.",
 _AUGMENTATIONS = flags.DEFINE_integer(
     "augmentations", 4, "How often every sample is augmented; training takes them in turn."
 )
+_INDEX = flags.DEFINE_integer("process_index", None, "Of several processes that share the work.")
+_COUNT = flags.DEFINE_integer("process_count", None, "How many share the work; jax's by default.")
 flags.mark_flag_as_required("config")
 
 
@@ -29,7 +31,10 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"unexpected argument {argv[1]!r}")
     log_progress()
     experiment = experiment_from_config(_CONFIG.value)
-    counts = cache_teacher(experiment, _OUT.value, _AUGMENTATIONS.value)
+    process = None
+    if _COUNT.value is not None:
+        process = (_INDEX.value or 0, _COUNT.value)
+    counts = cache_teacher(experiment, _OUT.value, _AUGMENTATIONS.value, process=process)
     print(f"{counts['embeddings']:,} embeddings stored, {counts['skipped']:,} samples skipped")
 
 

@@ -2,7 +2,6 @@
 
 python -m launch.evaluate --model=DIR [--data=shapes --data=wds:DIR ...] [--split=test]
 python -m launch.evaluate --suite=clip_benchmark --data=ROOT --model=A [--model=B ...] [--out=DIR]
-
 The second measures what stands under ROOT of the data sets that CLIP_benchmark publishes, such as
 ROOT/wds_vtab-cifar10; run again, it goes on where it was. DIR is clip_benchmark_results by default.
 """
@@ -21,6 +20,7 @@ from tclip.evals import evaluate
 from tclip.evals.suite import run_suite
 from tclip.evals.summary import result_line, write_summary
 from tclip.experiment import is_workdir, read_experiment
+from tclip.packed import is_packed
 from tclip.tables import markdown_table, percent
 
 _MODEL = flags.DEFINE_multi_string("model", None, "What tclip.load takes.", required=True)
@@ -35,7 +35,7 @@ _KEYS = {
 }
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time.", lower_bound=1)
 _NUM_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes that decode.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", None, "JSON, evaluation.json in --model by default; DIR.")
+_OUT = flags.DEFINE_string("out", None, "JSON, evaluation.json in --model or here by default; DIR.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
         results[f"{config.source} {config.split}"] = scores
     names = list(dict.fromkeys(name for scores in results.values() for name in scores))
     rows = [(name, *(_cell(scores.get(name)) for scores in results.values())) for name in names]
-    # The table first: what took long to compute is seen even where it cannot be written.
+    # First, so that it is seen even where it cannot be written.
     print(markdown_table(("metric", *results), rows), flush=True)
-    folder = Path(path) if Path(path).is_dir() else Path()  # or a model of the hub
+    folder = Path(path) if is_workdir(path) or is_packed(path) else Path()  # not another's
     out = Path(_OUT.value or folder / "evaluation.json")
     out.write_text(json.dumps({"model": path, "results": results}, indent=1) + "\n")
     return 0

@@ -75,6 +75,10 @@ def cache_teacher(
     else:
         write_header(out, header)
     index, count = process or (jax.process_index(), jax.process_count())
+    if not 0 <= index < count:
+        raise ValueError(f"process_index {index} is not one of {count} processes")
+    size = 4 * header.embed_dim * header.samples * augmentations
+    logger.info("%s: %.1f GB when it is whole", out, size / 1e9)
     files = [(a, shard) for a in range(augmentations) for shard in range(header.shards)]
     todo = [
         (a, shard)

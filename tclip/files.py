@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that others see whole or as it was before; an OSError names it."""
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial):
-        partial.write_text(text)
-    os.replace(partial, path)
+    # Processes of one run may write the same file at once.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with naming(path):
+            partial.write_text(text)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from tclip.data import (
     BadSample,
     Mixture,
     PreprocessConfig,
-    Source,
     Tokenizer,
     clip_tokenizer,
     load_tokenizer,
@@ -21,14 +21,14 @@ from tclip.data import (
 )
 from tclip.data.teacher_cache import TeacherCache
 from tclip.experiment import Experiment, differences, write_experiment
-from tclip.files import write_whole
+from tclip.files import read_json_object, write_whole
 from tclip.inference import RUNTIME_KEYS, Model
 from tclip.models import CLIPConfig
 from tclip.packed import PREPROCESSOR, TOKENIZER
 from tclip.state import Params
 from tclip.teacher import load_float, load_teacher, open_teacher_cache
 
-DATA_FILE = "data.json"
+IDENTITY_FILE = "identity.json"
 # Samples whose captions train a tokenizer: more hardly change it.
 TOKENIZER_SAMPLES = 20_000
 PIXEL_KEYS = ("image_size", "mean", "std", "interpolation", "resize")
@@ -68,8 +68,9 @@ def prepare_run(experiment: Experiment, workdir: Path) -> Run:
     named = None if is_resumed else load_named_start(experiment, teacher)
     if named is not None:
         experiment = adopt(experiment, named.config, named.preprocess)
-    experiment, tokenizer = prepare_workdir(experiment, workdir, data, named or teacher)
     cache = open_teacher_cache(experiment, teacher, data)
+    identity = _identity(data, teacher)
+    experiment, tokenizer = prepare_workdir(experiment, workdir, data, identity, named or teacher)
     start = None if is_resumed else first_weights(experiment, tokenizer, named, teacher)
     return Run(experiment, data, tokenizer, teacher, cache, start)
 
@@ -108,22 +109,27 @@ def continue_as(saved: Experiment, experiment: Experiment) -> Experiment:
 
 
 def prepare_workdir(
-    experiment: Experiment, workdir: Path, data: Mixture, origin: Model | None
+    experiment: Experiment,
+    workdir: Path,
+    data: Mixture,
+    identity: dict[str, str | int],
+    origin: Model | None,
 ) -> tuple[Experiment, Tokenizer]:
-    """Writes config, tokenizer, preprocessing and the identity of the data.
+    """Writes config, tokenizer, preprocessing and the identity of data and teacher.
 
     Args:
+      identity: of what the run learns from.
       origin: the model whose tokenizer the student takes if its config does not ask for another.
 
     Returns:
       The experiment with its vocabulary, and the tokenizer; a continued run keeps its own.
 
     Raises:
-      ValueError: a continued run whose data are not what they were.
+      ValueError: a continued run whose data or teacher are not what they were.
     """
     path = workdir / TOKENIZER
     if has_checkpoint(workdir):
-        _check_data(workdir, data)
+        _check_identity(workdir, identity)
         tokenizer = load_tokenizer(path, experiment.model.text.context_length)
     else:
         tokenizer = make_tokenizer(experiment, data, origin)
@@ -131,12 +137,12 @@ def prepare_workdir(
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
         save_preprocess(experiment.preprocess, workdir / PREPROCESSOR)
-        write_whole(workdir / DATA_FILE, json.dumps(_identity(data), indent=2) + "\n")
+        write_whole(workdir / IDENTITY_FILE, json.dumps(identity, indent=2) + "\n")
     write_experiment(experiment, workdir)
     return experiment, tokenizer
 
 
-def make_tokenizer(experiment: Experiment, data: Source, origin: Model | None) -> Tokenizer:
+def make_tokenizer(experiment: Experiment, data: Mixture, origin: Model | None) -> Tokenizer:
     """Returns the tokenizer that the config describes."""
     config, context_length = experiment.tokenizer, experiment.model.text.context_length
     if config.kind == "auto" and origin is not None:
@@ -148,13 +154,15 @@ def make_tokenizer(experiment: Experiment, data: Source, origin: Model | None) -
     return train_tokenizer(captions_of(data), context_length, config.vocab_size)
 
 
-def captions_of(source: Source) -> Iterator[str]:
-    """Yields the captions that train a tokenizer; bad samples have none."""
-    for index in range(min(len(source), TOKENIZER_SAMPLES)):
-        try:
-            yield from source[index].captions
-        except BadSample:
-            continue
+def captions_of(data: Mixture) -> Iterator[str]:
+    """Yields captions to train a tokenizer, of each source its share; bad samples have none."""
+    for source, weight in zip(data.sources, data.weights, strict=True):
+        share = math.ceil(TOKENIZER_SAMPLES * weight / sum(data.weights))
+        for index in range(min(len(source), share)):
+            try:
+                yield from source[index].captions
+            except BadSample:
+                continue
 
 
 def with_vocabulary(experiment: Experiment, vocab_size: int, eot_token_id: int) -> Experiment:
@@ -203,18 +211,20 @@ def _vocabulary(
     return tokenizer.vocab_size, tokenizer.eot_token_id
 
 
-def _identity(data: Mixture) -> dict[str, str | int]:
-    return {"source": data.name, "samples": len(data), "fingerprint": data.fingerprint}
+def _identity(data: Mixture, teacher: Model | None) -> dict[str, str | int]:
+    """What a run learns from; a run that goes on with something else would be another run."""
+    return {
+        "data": data.fingerprint,
+        "samples": len(data),
+        "teacher": "" if teacher is None else teacher.fingerprint,
+    }
 
 
-def _check_data(workdir: Path, data: Mixture) -> None:
-    path = workdir / DATA_FILE
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it") from None
-    if saved != _identity(data):
+def _check_identity(workdir: Path, identity: dict[str, str | int]) -> None:
+    saved = read_json_object(workdir / IDENTITY_FILE)
+    changed = [key for key, value in identity.items() if saved.get(key) != value]
+    if changed:
         raise ValueError(
-            f"{workdir}: the training data changed since the run began ({path} says {saved}, now "
-            f"they are {_identity(data)}); restore them, or use a new workdir"
+            f"{workdir}: {' and '.join(changed)} changed since the run began (see {IDENTITY_FILE} "
+            "there); restore what was, or use a new workdir"
         )

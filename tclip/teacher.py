@@ -55,7 +55,7 @@ def open_teacher_cache(
     """
     if not experiment.teacher.cache:
         return None
-    expected = cache_header(experiment, teacher, data, augmentations=0, shard_size=0)
+    expected = cache_header(experiment, teacher, data, augmentations=1, shard_size=1)
     return open_cache(experiment.teacher.cache, expected)
 
 
@@ -71,6 +71,7 @@ def cache_header(
         samples=len(data),
         seed=experiment.seed,
         tokenizer=teacher.tokenizer.fingerprint,
+        dtype=teacher.config.dtype,
         embed_dim=teacher.config.embed_dim,
         augmentations=augmentations,
         shard_size=shard_size,

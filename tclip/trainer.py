@@ -76,7 +76,9 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
     init = functools.partial(create_state, experiment, teacher, optimizer)
-    abstract_state = jax.eval_shape(init, run.start)
+    first_weights = run.start
+    del run  # and with it the teacher's copy in host memory
+    abstract_state = jax.eval_shape(init, first_weights)
     shardings = tree_shardings(abstract_state, mesh)
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
 
@@ -86,9 +88,9 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             logger.info("%s: continuing after step %d", workdir, start)
             state = checkpoints.restore(_place(abstract_state, shardings), iterator)
         else:
-            first_weights = jax.device_put(run.start, replicated(mesh))
+            first_weights = jax.device_put(first_weights, replicated(mesh))
             state = jax.jit(init, out_shardings=shardings)(first_weights)
-            del first_weights
+        del first_weights
 
         with MetricWriter(
             workdir, start, config.steps, config.batch_size, config.log_every

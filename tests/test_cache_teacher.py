@@ -185,6 +185,10 @@ def test_a_killed_run_goes_on_and_every_process_makes_its_share(experiment, cach
     [
         ({"seed": 4}, "seed was 3 and is now 4"),
         (
+            {"model": dataclasses.replace(tiny.config(), dtype="bfloat16")},
+            "dtype was 'float32' and is now 'bfloat16'",
+        ),
+        (
             {"preprocess": PreprocessConfig(image_size=32, train_scale=(0.5, 0.9), flip=True)},
             r"train_scale was \(0.3, 0.9\) and is now \(0.5, 0.9\)",
         ),
@@ -221,6 +225,10 @@ def test_a_damaged_cache_is_named(experiment, data, cache_dir, tmp_path):
         open_teacher_cache(cached, teacher, data)
     np.save(tmp_path / "001-00002.npy", np.zeros((5, 2, 32), np.uint16))
     with pytest.raises(ValueError, match=r"uint16\[5, 2, 32\] instead of uint16\[2, 2, 32\]"):
+        open_teacher_cache(cached, teacher, data)
+    header = json.loads((tmp_path / HEADER).read_text())
+    (tmp_path / HEADER).write_text(json.dumps(header | {"shard_size": 0}))
+    with pytest.raises(ValueError, match="shard_size 0 of a teacher cache is not positive"):
         open_teacher_cache(cached, teacher, data)
     (tmp_path / HEADER).write_text("[]")
     with pytest.raises(ValueError, match=f"{HEADER}: not a JSON object"):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from tclip.cache_teacher import cache_teacher
 from tclip.checkpoint import CHECKPOINTS, load_trained
 from tclip.config import build
 from tclip.data import load_tokenizer, train_tokenizer
@@ -135,6 +136,49 @@ def test_a_smaller_student_is_taught_through_adapters(teacher, data_dir, tmp_pat
     assert 0 < result["embedding_l2"] < 4
     assert result["hidden_mse"] > 0
     assert load(tmp_path).encode_text(["a red circle"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_student_with_its_own_tokens_and_pixels(teacher, data_dir, tmp_path, cached):
+    student = make_experiment(
+        data_dir,
+        model={
+            "text": TOWER | {"context_length": 20},
+            "vision": TOWER | {"image_size": 16, "patch_size": 8},
+        },
+        preprocess={"image_size": 16},
+        teacher={"path": str(teacher), "cache": str(tmp_path / "cache") if cached else ""},
+        loss={"similarity_weight": 1.0, "embedding_weight": 1.0},
+        optim={"warmup_steps": 0},
+        train={"batch_size": 16, "steps": 2, "log_every": 1},
+    )
+    if cached:
+        counts = cache_teacher(student, tmp_path / "cache", augmentations=1)
+        assert counts["skipped"] == 0
+    result = train(student, tmp_path / "run")
+    assert result["step"] == 2
+    assert result["embedding_l2"] > 0
+    assert load(tmp_path / "run").tokenizer.context_length == 20
+    # The teacher still reads texts in its own way.
+    assert load(teacher).tokenizer.context_length == 16
+
+
+def test_other_data_or_another_teacher_do_not_continue_a_run(teacher, data_dir, tmp_path):
+    student = make_experiment(
+        data_dir,
+        teacher={"path": str(teacher)},
+        loss={"embedding_weight": 1.0},
+        optim={"warmup_steps": 0},
+        train={"batch_size": 16, "steps": 1, "log_every": 1},
+    )
+    train(student, tmp_path)
+    (tmp_path / "result.json").unlink()
+    identity = json.loads((tmp_path / "identity.json").read_text())
+    for key in ("data", "teacher"):
+        changed = identity | {key: "another"}
+        (tmp_path / "identity.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"{key} changed since the run began"):
+            train(student, tmp_path)
 
 
 def test_the_weights_of_a_teacher_that_is_another_model_are_not_taken(teacher, data_dir):

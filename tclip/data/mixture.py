@@ -4,7 +4,9 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
+import math
 
+from tclip.data.order import PATTERN
 from tclip.data.source import SEPARATOR, Sample, Source, SourceConfig, open_source
 
 
@@ -28,8 +30,12 @@ class Mixture:
             raise ValueError(
                 f"train_data.weights: {len(self.weights)} weights for {len(self.sources)} sources"
             )
-        if min(self.weights) <= 0:
-            raise ValueError(f"train_data.weights: {self.weights} are not all positive")
+        if not all(0 < weight < math.inf for weight in self.weights):
+            raise ValueError(f"train_data.weights: {self.weights} are not all positive numbers")
+        if len(self.sources) > PATTERN:
+            raise ValueError(
+                f"{len(self.sources)} sources are more than the {PATTERN} that can mix"
+            )
         for source in self.sources:
             if len(source) == 0:
                 raise ValueError(f"the data source {source.name!r} is empty")
@@ -63,7 +69,7 @@ class Mixture:
 def open_mixture(cfg: SourceConfig) -> Mixture:
     """Opens the data sets of cfg.source, one or several joined by "::".
 
-    Without weights every sample is drawn equally often.
+    Without weights every sample is drawn equally often, up to the rounding of `SampleOrder`.
 
     Raises:
       ValueError, FileNotFoundError: as `open_source`; weights that do not fit the sources.
@@ -76,5 +82,6 @@ def open_mixture(cfg: SourceConfig) -> Mixture:
 
 
 def mixture_of(*sources: Source) -> Mixture:
-    """The data sets put together so that every sample is drawn equally often."""
+    """The data sets put together so that every sample is drawn equally often (see `SampleOrder` for
+    the rounding)."""
     return Mixture(sources, tuple(float(max(len(source), 1)) for source in sources))

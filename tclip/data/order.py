@@ -23,7 +23,8 @@ class SampleOrder:
 
     Attributes:
       lengths: samples of each data set, positive.
-      weights: positive; rounded to multiples of 1/PATTERN of their sum, but to no less than one.
+      weights: positive; rounded to multiples of 1/PATTERN of their sum, but to no less than one, so
+        that a source of less than a thousandth is drawn more often than its weight says.
       seed: non-negative.
     """
 
@@ -61,13 +62,18 @@ class SampleOrder:
 
 
 def _apportion(weights: Sequence[float], total: int) -> np.ndarray:
-    """Whole numbers in proportion to the weights that add up to `total` (largest remainders)."""
+    """Whole numbers, at least one each, that add up to `total`: one for each source, and the rest
+    in proportion to what its weight has beyond that (largest remainders)."""
     shares = np.asarray(weights) / np.sum(weights) * total
-    counts = np.maximum(np.floor(shares).astype(int), 1)
-    while (rest := total - counts.sum()) != 0:
-        place = np.argmax(shares - counts) if rest > 0 else np.argmax(counts - shares)
-        counts[place] += np.sign(rest)
-    return counts
+    beyond = np.maximum(shares - 1, 0)
+    rest = total - len(shares)
+    exact = (
+        beyond / beyond.sum() * rest if beyond.any() else np.full(len(shares), rest / len(shares))
+    )
+    counts = np.floor(exact).astype(int)
+    order = np.argsort(counts - exact, kind="stable")
+    counts[order[: rest - counts.sum()]] += 1
+    return counts + 1
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tclip.data.transforms import RESAMPLING, PreprocessConfig
+from tclip.files import read_json_object
 
 
 def save_preprocess(cfg: PreprocessConfig, path: Path | str) -> None:
@@ -45,7 +46,7 @@ def load_preprocess(path: Path | str) -> PreprocessConfig:
       ValueError: it is damaged, or describes a preprocessing that PreprocessConfig cannot.
     """
     try:
-        values = json.loads(Path(path).read_text())
+        values = read_json_object(Path(path))
         # Within processor_config.json, which transformers 5 writes instead, it is a part.
         values = values.get("image_processor", values)
         resize, side = _resize_and_side(values)

@@ -72,8 +72,8 @@ class SourceConfig:
       image_key, label_key, caption_key: features of a TFDS data set, nested ones as "a/b". Captions
         come from `templates` when caption_key is empty; an empty label_key means no classes.
       templates: prompts with "{}" for the class name; `shapes` and CLIP_benchmark bring their own.
-      weights: of several sources, how often each is drawn relative to the others; () draws every
-        sample equally often.
+      weights: of several sources, how often each is drawn relative to the others, rounded to
+        thousandths of the sum; () draws every sample equally often.
     """
 
     source: str

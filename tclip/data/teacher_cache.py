@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import os
+import uuid
 from pathlib import Path
 
 import ml_dtypes
@@ -39,6 +40,7 @@ class CacheHeader:
       train_scale, train_ratio, flip: ranges of the crops.
       image_size, mean, std, interpolation: of the teacher's pixels.
       tokenizer: SHA-256 of the teacher's tokenizer.
+      dtype: what the teacher was computed in.
       embed_dim: D.
       augmentations: how many of every sample.
       shard_size: samples a file.
@@ -56,10 +58,16 @@ class CacheHeader:
     std: tuple[float, float, float]
     interpolation: str
     tokenizer: str
+    dtype: str
     embed_dim: int
     augmentations: int
     shard_size: int
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self):
+        for name in ("samples", "embed_dim", "augmentations", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} of a teacher cache is not positive")
 
     @property
     def shards(self) -> int:
@@ -103,7 +111,7 @@ def shard_shape(header: CacheHeader, shard: int) -> tuple[int, int, int]:
 
 def save_shard(path: Path, embeddings_Nx2xD: np.ndarray) -> None:
     """Writes bfloat16 embeddings; the file has its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     content = io.BytesIO()  # np.save to a file itself can miss the error of a full disk
     np.save(content, embeddings_Nx2xD.view(np.uint16), allow_pickle=False)
     with naming(path):

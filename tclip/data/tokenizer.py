@@ -46,6 +46,8 @@ class Tokenizer:
     def __post_init__(self):
         if self.context_length < 3:
             raise ValueError(f"context_length must be at least 3, got {self.context_length}")
+        # A copy: what is set below would reach whoever else holds it.
+        object.__setattr__(self, "hf", HFTokenizer.from_str(self.hf.to_str()))
         padding = self.hf.padding or {"pad_id": 0, "direction": "right"}
         pad_token = self.hf.id_to_token(padding["pad_id"])
         if pad_token is None:

@@ -10,6 +10,7 @@ for the text.
 import dataclasses
 import functools
 import glob
+import hashlib
 import io
 import logging
 import os
@@ -42,9 +43,11 @@ class WebDatasetSource:
 
     @property
     def fingerprint(self) -> str:
-        # Names and sizes: shards may be copied elsewhere, and then have other times.
-        shards = [(Path(path).name, os.path.getsize(path)) for path in self.shards]
-        return repr((shards, len(self), self.classnames, self.templates))
+        # Names and places: shards may be copied elsewhere, and then have other times. What is
+        # replaced by as many bytes goes unnoticed.
+        names = [Path(path).name for path in self.shards]
+        index = hashlib.sha256(self._index).hexdigest()
+        return repr((names, index, self.classnames, self.templates))
 
     def __len__(self) -> int:
         return len(self._index)

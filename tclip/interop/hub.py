@@ -33,6 +33,9 @@ def _cached(repo_id: str, revision: str | None) -> Path:
     # Here, as it takes long to import and most models are folders.
     from huggingface_hub import snapshot_download
 
+    command = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
+    patterns = " ".join(f"--include '{pattern}'" for pattern in PATTERNS)
+    remedy = f"where there is a network, run: {command} {patterns}; then copy its cache (HF_HOME)"
     try:
         folder = snapshot_download(
             repo_id, revision=revision, allow_patterns=PATTERNS, ignore_patterns=SUBFOLDERS
@@ -40,10 +43,14 @@ def _cached(repo_id: str, revision: str | None) -> Path:
     # Beside OSErrors the library raises ValueErrors (a malformed id) and those of its HTTP client.
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        command = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
-        patterns = " ".join(f"--include '{pattern}'" for pattern in PATTERNS)
         raise FileNotFoundError(
-            f"{repo_id} is no folder here, and the hub model could not be had ({reason}). Where "
-            f"there is a network, run: {command} {patterns}; then copy its cache (HF_HOME) here"
+            f"{repo_id} is no folder here, and the hub model could not be had ({reason}); {remedy} "
+            "here"
         ) from None
+    if not any(Path(folder).glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"the cached copy of {repo_id} has no *.safetensors; {remedy} here. If there are only "
+            "pickled weights (.bin), which can run code, convert them on a machine that may: "
+            "model.save_pretrained(folder)"
+        )
     return Path(folder)

@@ -91,6 +91,21 @@ def test_positions_far_out_are_as_cheap_and_exact():
     assert min(epoch for epoch, _ in numbers) >= far * PATTERN // 2 // 7 - 1
 
 
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [
+        ((10_968_539, 1000, 1000), [PATTERN - 2, 1, 1]),
+        ((1.0,) * 3, [342, 341, 341]),
+        ((1e-9, 1.0, 1e-9, 1.0), [1, 511, 1, 511]),
+        ((2.0,) * PATTERN, [1] * PATTERN),
+    ],
+)
+def test_every_source_gets_a_turn_and_the_rest_by_weight(weights, counts):
+    order = SampleOrder((10_000,) * len(weights), weights, seed=0)
+    sources = [order.at(position)[1] // 10_000 for position in range(PATTERN)]
+    np.testing.assert_array_equal(np.bincount(sources), counts)
+
+
 def test_mixture_puts_sources_end_to_end():
     mixture = mixture_of(Named("a", 3), Named("b", 2), Named("c", 4))
     assert " ".join(mixture[i].key for i in range(9)) == "a0 a1 a2 b0 b1 c0 c1 c2 c3"
@@ -106,7 +121,11 @@ def test_mixture_puts_sources_end_to_end():
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [((1.0,), "1 weights for 2 sources"), ((1.0, 0.0), "not all positive")],
+    [
+        ((1.0,), "1 weights for 2 sources"),
+        ((1.0, 0.0), "not all positive"),
+        ((1.0, float("nan")), "not all positive"),
+    ],
 )
 def test_weights_that_do_not_fit_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):

@@ -23,6 +23,7 @@ def home(tmp_path):
         (cache / "refs" / ref).write_text(commit)
         (cache / "blobs" / ref).write_text(ref)
         (cache / f"snapshots/{commit}/config.json").symlink_to(f"../../blobs/{ref}")
+        (cache / f"snapshots/{commit}/model.safetensors").symlink_to(f"../../blobs/{ref}")
     return tmp_path
 
 
@@ -108,6 +109,7 @@ def test_only_what_is_read_is_downloaded(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "model.safetensors").touch()
     assert resolve("owner/name@v2") == tmp_path
     assert (asked["repo_id"], asked["revision"]) == ("owner/name", "v2")
     files = [
@@ -126,3 +128,10 @@ def test_only_what_is_read_is_downloaded(monkeypatch, tmp_path):
         files, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
     assert list(kept) == files[:3]
+
+
+def test_a_cached_copy_without_weights_says_what_to_download(home, offline):
+    for weights in home.rglob("model.safetensors"):
+        weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors; .*hf download owner/name"):
+        resolve("owner/name")
