@@ -32,7 +32,7 @@ class Schedule:
 
     @property
     def executed(self) -> int:
-        """Bundles that are issued, with those of every branch counted as taken."""
+        """Bundles that are issued, with every branch counted as taken and every other loop once."""
         return self.bundles + self.inner * (self.trips - 1)
 
 
@@ -48,15 +48,17 @@ def take_schedules(folder: Path) -> list[Schedule]:
       ValueError: there are none.
     """
     schedules = []
-    for file in folder.glob("*-final_bundles.txt"):
-        prefix, number, _ = file.name.rsplit("-", 2)
-        # The compiler's own programs around each computation.
-        if "<" in prefix or prefix.endswith("-TLP"):
-            continue
-        use = folder / f"{prefix}-{int(number) - 2:02}-final_hlo-static-per-bundle-utilization.txt"
-        schedules.append(read_schedule(file.read_text(), use.read_text()))
-    for file in folder.iterdir():
-        file.unlink()
+    try:
+        for file in folder.glob("*-final_bundles.txt"):
+            prefix, number, _ = file.name.rsplit("-", 2)
+            # The compiler's own programs around each computation.
+            if "<" in prefix or prefix.endswith("-TLP"):
+                continue
+            use = f"{prefix}-{int(number) - 2:02}-final_hlo-static-per-bundle-utilization.txt"
+            schedules.append(read_schedule(file.read_text(), (folder / use).read_text()))
+    finally:
+        for file in folder.iterdir():
+            file.unlink()
     if not schedules:
         raise ValueError(f"the compiler wrote no schedules to {folder}")
     return schedules
@@ -73,7 +75,9 @@ def read_schedule(bundles_text: str, utilization_text: str) -> Schedule:
     inner = sum(depth > 0 for depth in depths)
     rows = utilization_text.partition("UTILIZATION:")[2].split("\n")
     matrix_bundles = sum(int(row.split()[0]) > 0 for row in rows if row.strip())
-    if len(exits) > 1 or bool(exits) != bool(inner):
-        raise ValueError(f"a schedule of {len(exits)} loops and {inner} bundles in loops")
-    trips = exits[0] - _PIPELINE_STAGES if exits else 1
-    return Schedule(len(depths), inner or len(depths), trips, matrix_bundles)
+    if len(exits) > 1:
+        raise ValueError(f"a schedule of {len(exits)} pipelined loops, of which one was expected")
+    # Loops that copy within the memory of the core are not pipelined, nor is their length written.
+    if not exits:
+        return Schedule(len(depths), len(depths), 1, matrix_bundles)
+    return Schedule(len(depths), inner, exits[0] - _PIPELINE_STAGES, matrix_bundles)

@@ -48,8 +48,13 @@ def test_a_loop_is_issued_once_a_block():
     assert schedule.executed == 2 + 6 * 3
 
 
+def test_a_loop_of_unknown_length_is_counted_once():
+    text = LOOP.replace("/* loop exit test */", "")
+    assert read_schedule(text, utilization(*[0] * 5)).executed == 5
+
+
 def test_what_cannot_be_counted_is_refused():
-    with pytest.raises(ValueError, match="a schedule of 2 loops"):
+    with pytest.raises(ValueError, match="a schedule of 2 pipelined loops"):
         read_schedule(LOOP + LOOP, utilization(*[0] * 10))
 
 
