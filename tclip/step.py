@@ -14,7 +14,7 @@ from tclip.experiment import Experiment
 from tclip.losses import Outputs, caption_positives, total_loss
 from tclip.models import CLIP, CLIPConfig, logit_bias, logit_scale
 from tclip.quant import ternarize_params
-from tclip.sharding import DATA_AXIS, batch_sharding
+from tclip.sharding import BATCH_AXES, batch_sharding
 from tclip.state import Params, TrainState
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -103,7 +103,7 @@ def make_train_step(
         {tower: tuple(pair[side] for pair in pairs[tower]) for tower in pairs} for side in (0, 1)
     )
     batch_axis = batch_sharding(mesh)
-    micro_axis = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+    micro_axis = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
     accumulate = experiment.optim.accumulate
 
     def loss_fn(

@@ -11,7 +11,7 @@ from tclip.experiment import Experiment, check_hidden_layers
 from tclip.inference import RUNTIME_KEYS, Model, load
 from tclip.models import CLIPConfig, with_layout
 from tclip.packed import is_packed
-from tclip.sharding import replicated
+from tclip.sharding import param_shardings, replicated
 from tclip.state import Params
 
 
@@ -87,10 +87,11 @@ def teacher_crops(experiment: Experiment, teacher: Model) -> PreprocessConfig:
 
 
 def put_teacher(teacher: Model | None, cache: TeacherCache | None, mesh: Mesh) -> Params | None:
-    """Returns what the step needs of the teacher, on every device; with a cache its scalars."""
+    """Returns what the step needs of the teacher, on the mesh; with a cache its scalars."""
     if teacher is None:
         return None
     params = teacher.params
-    if cache is not None:
-        params = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
-    return jax.device_put(params, replicated(mesh))
+    if cache is None:
+        return jax.device_put(params, param_shardings(params, mesh))
+    scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
+    return jax.device_put(scalars, replicated(mesh))

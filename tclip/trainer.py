@@ -25,7 +25,14 @@ from tclip.metrics import MetricWriter, read_metrics
 from tclip.optim import learning_rate, make_optimizer
 from tclip.prepare import Run, continue_as, prepare_run
 from tclip.quant import ternarize_params
-from tclip.sharding import batch_sharding, check_batch, make_mesh, replicated, tree_shardings
+from tclip.sharding import (
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    param_shardings,
+    replicated,
+    state_shardings,
+)
 from tclip.state import TrainState, create_state
 from tclip.step import Batch, make_train_step
 from tclip.teacher import put_teacher
@@ -67,7 +74,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
     run = prepare_run(experiment, workdir)
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
-    evaluate = make_evaluation(experiment, run.tokenizer)
+    evaluate = make_evaluation(experiment, run.tokenizer, mesh)
     iterator = make_iterator(run)
     optimizer = make_optimizer(experiment.optim, config.steps)
     schedule = learning_rate(experiment.optim, config.steps)
@@ -79,7 +86,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     first_weights = run.start
     del run  # and with it the teacher's copy in host memory
     abstract_state = jax.eval_shape(init, first_weights)
-    shardings = tree_shardings(abstract_state, mesh)
+    shardings = state_shardings(abstract_state, mesh)
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
 
     with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
@@ -88,7 +95,8 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             logger.info("%s: continuing after step %d", workdir, start)
             state = checkpoints.restore(_place(abstract_state, shardings), iterator)
         else:
-            first_weights = jax.device_put(first_weights, replicated(mesh))
+            if first_weights is not None:
+                first_weights = jax.device_put(first_weights, param_shardings(first_weights, mesh))
             state = jax.jit(init, out_shardings=shardings)(first_weights)
         del first_weights
 
@@ -142,19 +150,22 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
 
 
 def make_evaluation(
-    experiment: Experiment, tokenizer: Tokenizer
+    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]] | None:
     """Returns a function from the state to metrics, or None if there is nothing to evaluate on."""
     config = experiment.eval
     if not config.data.source:
         return None
     source = open_source(config.data)
-    weights_fn = jax.jit(lambda w: ternarize_params(w["params"], w["quant"], experiment.quant))
+    weights_fn = jax.jit(
+        lambda w: ternarize_params(w["params"], w["quant"], experiment.quant),
+        out_shardings=replicated(mesh),
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        # Weights are replicated: one copy is enough, and keeps the evaluation on one device.
-        weights = jax.tree.map(lambda x: x.addressable_data(0), state.weights)
-        model = Model(experiment.model, weights_fn(weights), tokenizer, experiment.preprocess)
+        # One copy of the weights is enough, and keeps the evaluation on one device.
+        weights = jax.tree.map(lambda x: x.addressable_data(0), weights_fn(state.weights))
+        model = Model(experiment.model, weights, tokenizer, experiment.preprocess)
         return evals.evaluate(model, source, config.batch_size, config.num_workers)
 
     return evaluate

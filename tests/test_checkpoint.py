@@ -13,7 +13,7 @@ from tclip.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints, has_chec
 from tclip.config import build
 from tclip.experiment import Experiment, write_experiment
 from tclip.models import architecture
-from tclip.sharding import MeshConfig, make_mesh, tree_shardings
+from tclip.sharding import MeshConfig, make_mesh, state_shardings
 from tclip.state import TrainState
 
 
@@ -22,11 +22,11 @@ def make_state(value: float, size: int = 1000) -> TrainState:
     return TrainState(
         step=jnp.asarray(int(value), jnp.int32),
         trainable={
-            "params": {"a": {"kernel": jnp.asarray(values)}},
-            "quant": {"a/kernel": {"log_scale": jnp.full((1, 3), value)}},
+            "params": {"a": {"fc1": {"bias": jnp.asarray(values)}}},
+            "quant": {"a/fc1/bias": {"log_scale": jnp.full((1, 3), value)}},
             "adapters": {},
         },
-        opt_state=(jnp.asarray(values * 2),),
+        opt_state=({"params": {"a": {"fc1": {"bias": jnp.asarray(values * 2)}}}},),
         ema=None,
         skipped=jnp.asarray(7, jnp.int32),
     )
@@ -37,7 +37,7 @@ def make_iterator() -> grain.DatasetIterator:
 
 
 def abstract(state: TrainState, devices: int) -> TrainState:
-    shardings = tree_shardings(state, make_mesh(MeshConfig(data=devices)))
+    shardings = state_shardings(state, make_mesh(MeshConfig(data=devices)))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
     )
@@ -49,7 +49,7 @@ def steps_of(workdir) -> set[int]:
 
 def test_restores_every_bit_and_the_position_of_the_data_onto_another_mesh(tmp_path):
     state, iterator = make_state(1.5), make_iterator()
-    state = jax.device_put(state, tree_shardings(state, make_mesh(MeshConfig(data=8))))
+    state = jax.device_put(state, state_shardings(state, make_mesh(MeshConfig(data=8))))
     for _ in range(5):
         next(iterator)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
@@ -69,7 +69,7 @@ def test_restores_every_bit_and_the_position_of_the_data_onto_another_mesh(tmp_p
 
 def test_saves_what_the_state_was_although_it_is_donated_meanwhile(tmp_path):
     state = make_state(1.0, size=3_000_000)
-    expected = np.array(state.trainable["params"]["a"]["kernel"])
+    expected = np.array(state.trainable["params"]["a"]["fc1"]["bias"])
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
     iterator = make_iterator()
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
@@ -78,7 +78,7 @@ def test_saves_what_the_state_was_although_it_is_donated_meanwhile(tmp_path):
             state = overwrite(state)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
         restored = checkpoints.restore(abstract(state, devices=1), iterator)
-    np.testing.assert_array_equal(restored.trainable["params"]["a"]["kernel"], expected)
+    np.testing.assert_array_equal(restored.trainable["params"]["a"]["fc1"]["bias"], expected)
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):
@@ -145,8 +145,8 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
         assert checkpoints.latest_step == 1
         state = checkpoints.restore(abstract(make_state(0, 1_000_000), 1), make_iterator())
-    expected = make_state(1.0, size=1_000_000).trainable["params"]["a"]["kernel"]
-    np.testing.assert_array_equal(state.trainable["params"]["a"]["kernel"], expected)
+    expected = make_state(1.0, size=1_000_000).trainable["params"]["a"]["fc1"]["bias"]
+    np.testing.assert_array_equal(state.trainable["params"]["a"]["fc1"]["bias"], expected)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -48,7 +48,7 @@ def test_builds(file, role, overrides):
     config = load(file).get_config(role)
     config.update_from_flattened_dict(overrides)
     experiment = experiment_from_config(config)
-    mesh = make_mesh(MeshConfig(1))
+    mesh = make_mesh(MeshConfig(data=1))
     check_batch(experiment.train.batch_size, experiment.optim.accumulate, mesh)
     optimizer = make_optimizer(experiment.optim, experiment.train.steps)
     schedule = learning_rate(experiment.optim, experiment.train.steps)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tclip.experiment import Experiment, TeacherConfig
 from tclip.losses import LossConfig
 from tclip.optim import OptimConfig, learning_rate, make_optimizer
-from tclip.sharding import MeshConfig, batch_sharding, make_mesh, tree_shardings
+from tclip.sharding import MeshConfig, batch_sharding, make_mesh, state_shardings
 from tclip.state import create_state
 from tclip.step import make_train_step
 
@@ -51,14 +51,14 @@ def make_batch() -> dict[str, np.ndarray]:
 def run(devices: int, accumulate: int):
     """State and metrics after a step, and the FLOPs that the compiler counts on each device."""
     experiment = make_experiment(accumulate)
-    mesh = make_mesh(MeshConfig(devices))
+    mesh = make_mesh(MeshConfig(data=devices))
     replicated = NamedSharding(mesh, PartitionSpec())
     teacher = jax.device_put(tiny.params(seed=1), replicated)
     optimizer = make_optimizer(experiment.optim, 10)
     schedule = learning_rate(experiment.optim, 10)
     step = make_train_step(experiment, experiment.model, optimizer, schedule, mesh)
     init = functools.partial(create_state, experiment, experiment.model, optimizer)
-    shardings = tree_shardings(jax.eval_shape(init, teacher), mesh)
+    shardings = state_shardings(jax.eval_shape(init, teacher), mesh)
     state = jax.jit(init, out_shardings=shardings)(teacher)
     batch = jax.device_put(make_batch(), batch_sharding(mesh))
     step = jax.jit(step, out_shardings=(shardings, None)).lower(state, teacher, batch).compile()
@@ -98,7 +98,7 @@ def test_micro_batches_are_averaged():
     """Losses of the two halves that the step makes of its batch, each computed by itself."""
     _, whole, _ = run(1, 2)
     experiment = make_experiment(1)
-    mesh = make_mesh(MeshConfig(1))
+    mesh = make_mesh(MeshConfig(data=1))
     optimizer = make_optimizer(experiment.optim, 10)
     schedule = learning_rate(experiment.optim, 10)
     teacher = tiny.params(seed=1)

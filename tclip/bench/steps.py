@@ -11,7 +11,7 @@ import numpy as np
 from tclip.experiment import Experiment
 from tclip.models import CLIPConfig, architecture
 from tclip.optim import learning_rate, make_optimizer
-from tclip.sharding import MeshConfig, make_mesh, tree_shardings
+from tclip.sharding import MeshConfig, make_mesh, state_shardings
 from tclip.state import Params, create_state
 from tclip.step import Batch, make_train_step
 
@@ -42,7 +42,7 @@ class TimedStep:
         mesh = make_mesh(MeshConfig(data=1))
         step = make_train_step(experiment, teacher_model, optimizer, schedule, mesh)
         init = functools.partial(create_state, experiment, teacher_model, optimizer, None)
-        shardings = tree_shardings(jax.eval_shape(init), mesh)
+        shardings = state_shardings(jax.eval_shape(init), mesh)
         self._step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         self._state = jax.jit(init, out_shardings=shardings)()
         self._inputs = teacher_params, batch
