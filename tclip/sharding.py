@@ -112,7 +112,8 @@ def _axis_sizes(config: MeshConfig, devices: Sequence[jax.Device]) -> tuple[int,
 
 def _slices(devices: Sequence[jax.Device]) -> int:
     """TPU slices that the devices belong to; other devices count as one."""
-    return len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
+    # Devices of a described single slice have no such attribute; on GPUs it means something else.
+    return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
@@ -165,7 +166,7 @@ def param_shardings(params: Any, mesh: Mesh, rules: Rules = PARAM_RULES) -> Any:
             raise ValueError(f"sharding rule {pattern!r} matches no parameter; remove it")
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _param_spec(path_name(path), leaf.shape, mesh, rules))
+        return NamedSharding(mesh, param_spec(path_name(path), leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(sharding, params)
 
@@ -187,7 +188,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = PARAM_RULES) -> Any:
         if role is None and leaf.ndim:
             raise ValueError(f"no sharding rule is for {name!r}; add one to tclip/sharding.py")
         if role and role["param"]:
-            spec = _param_spec(role["param"], leaf.shape, mesh, rules)
+            spec = param_spec(role["param"], leaf.shape, mesh, rules)
         elif role and role["group"]:
             spec = divisible(_rule(role["group"], leaf.ndim, rules), leaf.shape, mesh)
         else:
@@ -215,7 +216,10 @@ def _rule(name: str, ndim: int, rules: Rules) -> PartitionSpec:
     raise ValueError(f"no sharding rule matches {name!r}; add one to tclip/sharding.py")
 
 
-def _param_spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+def param_spec(
+    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = PARAM_RULES
+) -> PartitionSpec:
+    """The axes of every dimension of a parameter; arguments and errors as `param_shardings`."""
     spec = _rule(name, len(shape), rules)
     for axes, size in zip(spec, shape, strict=True):
         n = axes_size(mesh, axes)

@@ -11,9 +11,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tclip.experiment import Experiment
+from tclip.gather import gather_weights
 from tclip.losses import Outputs, caption_positives, total_loss
 from tclip.models import CLIP, CLIPConfig, logit_bias, logit_scale
-from tclip.quant import ternarize_params
+from tclip.quant import TernaryPolicy, ternarize_params, ternary_paths
 from tclip.sharding import BATCH_AXES, batch_sharding
 from tclip.state import Params, TrainState
 
@@ -58,6 +59,12 @@ def forward(
         image_hidden=image_hidden,
         text_hidden=text_hidden,
     )
+
+
+def student_params(trainable: dict[str, Any], policy: TernaryPolicy, mesh: Mesh) -> Params:
+    """The weights that the student's towers are run with."""
+    params = ternarize_params(trainable["params"], trainable["quant"], policy)
+    return gather_weights(params, mesh, ternary_paths(trainable["params"], policy), policy.group)
 
 
 def teacher_outputs(
@@ -109,13 +116,12 @@ def make_train_step(
     def loss_fn(
         trainable: dict[str, Any], teacher_params: Params | None, batch: Batch
     ) -> tuple[jax.Array, Metrics]:
-        params = ternarize_params(trainable["params"], trainable["quant"], experiment.quant)
+        params = student_params(trainable, experiment.quant, mesh)
         student = forward(experiment.model, params, batch, student_layers, batch_axis)
         teacher = None
         if teacher_model is not None:
-            teacher = teacher_outputs(
-                teacher_model, teacher_params, batch, teacher_layers, batch_axis
-            )
+            weights = gather_weights(teacher_params, mesh)
+            teacher = teacher_outputs(teacher_model, weights, batch, teacher_layers, batch_axis)
         positives_BxB = jax.lax.with_sharding_constraint(
             caption_positives(batch["tokens"]), batch_axis
         )

@@ -1,4 +1,4 @@
-"""The step over eight devices does what the step on one device does, and an eighth of the work."""
+"""The step on any mesh does what the step on one device does, and its share of the work."""
 
 import dataclasses
 import functools
@@ -7,12 +7,18 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tclip.experiment import Experiment, TeacherConfig
 from tclip.losses import LossConfig
+from tclip.models import with_layout
 from tclip.optim import OptimConfig, learning_rate, make_optimizer
-from tclip.sharding import MeshConfig, batch_sharding, make_mesh, state_shardings
+from tclip.sharding import (
+    MeshConfig,
+    batch_sharding,
+    make_mesh,
+    param_shardings,
+    state_shardings,
+)
 from tclip.state import create_state
 from tclip.step import make_train_step
 
@@ -21,7 +27,7 @@ BATCH = 32
 
 def make_experiment(accumulate: int) -> Experiment:
     return Experiment(
-        model=tiny.config(),
+        model=dataclasses.replace(tiny.config(), scan_layers=True),
         preprocess=tiny.PREPROCESS,
         quant=dataclasses.replace(tiny.POLICY, estimator="twn"),
         teacher=TeacherConfig(path="given as an argument"),
@@ -47,13 +53,21 @@ def make_batch() -> dict[str, np.ndarray]:
     }
 
 
+def teacher_params(experiment: Experiment) -> dict:
+    return with_layout(tiny.params(seed=1), experiment.model)
+
+
+ONE = MeshConfig(data=1)
+EIGHT = MeshConfig(data=8)
+
+
 @functools.cache
-def run(devices: int, accumulate: int):
-    """State and metrics after a step, and the FLOPs that the compiler counts on each device."""
+def run(config: MeshConfig, accumulate: int = 1):
+    """State and metrics after a step, and the compiled program."""
     experiment = make_experiment(accumulate)
-    mesh = make_mesh(MeshConfig(data=devices))
-    replicated = NamedSharding(mesh, PartitionSpec())
-    teacher = jax.device_put(tiny.params(seed=1), replicated)
+    mesh = make_mesh(config)
+    teacher = teacher_params(experiment)
+    teacher = jax.device_put(teacher, param_shardings(teacher, mesh))
     optimizer = make_optimizer(experiment.optim, 10)
     schedule = learning_rate(experiment.optim, 10)
     step = make_train_step(experiment, experiment.model, optimizer, schedule, mesh)
@@ -62,46 +76,66 @@ def run(devices: int, accumulate: int):
     state = jax.jit(init, out_shardings=shardings)(teacher)
     batch = jax.device_put(make_batch(), batch_sharding(mesh))
     step = jax.jit(step, out_shardings=(shardings, None)).lower(state, teacher, batch).compile()
-    return *step(state, teacher, batch), step.cost_analysis()["flops"]
+    return *step(state, teacher, batch), step
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_eight_devices_equal_one(accumulate):
-    one, metrics_of_one, _ = run(1, accumulate)
-    eight, metrics_of_eight, _ = run(8, accumulate)
+@pytest.mark.parametrize(
+    ("mesh", "accumulate"),
+    [
+        (MeshConfig(data=2), 1),
+        (MeshConfig(data=1, fsdp=2), 1),
+        (MeshConfig(data=1, fsdp=2, tensor=2), 1),
+        (EIGHT, 1),
+        (MeshConfig(data=1, fsdp=8), 1),
+        (MeshConfig(slice=2, data=2, fsdp=2), 1),
+        (MeshConfig(slice=2, data=2, tensor=2), 1),
+        (MeshConfig(slice=2, data=1, fsdp=2, tensor=2), 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+    ],
+    ids=lambda value: str(value).removeprefix("MeshConfig"),
+)
+def test_every_mesh_equals_one_device(mesh, accumulate):
+    one, metrics_of_one, _ = run(ONE, accumulate)
+    many, metrics_of_many, _ = run(mesh, accumulate)
     for name, value in metrics_of_one.items():
-        np.testing.assert_allclose(metrics_of_eight[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(metrics_of_many[name], value, rtol=1e-5, err_msg=name)
     # The first moment after one step is a multiple of the clipped gradient; its global norm is 0.1.
     # Sums in another order differ by the rounding of float32 on the scale of their terms: for most
     # leaves that is the leaf's own, but where terms cancel (a bias of the keys changes nothing in
     # a softmax) all that is left is rounding, some 1e-8 on the scale of the whole gradient.
-    gradients = (state.opt_state[1].mu for state in (one, eight))
+    gradients = (state.opt_state[1].mu for state in (one, many))
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * abs(a).max() + 1e-8)
 
 
-def test_state_stays_on_the_whole_mesh():
-    state, _, _ = run(8, 1)
-    for leaf in jax.tree.leaves(state):
+@pytest.mark.parametrize("mesh", [EIGHT, MeshConfig(slice=2, data=1, fsdp=2, tensor=2)])
+def test_state_stays_where_the_rules_put_it(mesh):
+    state, _, _ = run(mesh)
+    shardings = state_shardings(state, make_mesh(mesh))
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
         assert len(leaf.sharding.device_set) == 8
-        assert leaf.sharding.is_fully_replicated
+
+
+def flops(mesh: MeshConfig) -> float:
+    return run(mesh)[2].cost_analysis()["flops"]
 
 
 def test_no_device_repeats_the_work_of_another():
-    flops_of_one, flops_of_eight = run(1, 1)[2], run(8, 1)[2]
-    # The weights are ternarised and updated on every device; the rest is split.
-    assert flops_of_eight < flops_of_one / 4
+    # On a data mesh the weights are ternarised and updated on every device; the rest is split.
+    assert flops(EIGHT) < flops(ONE) / 4
 
 
 def test_micro_batches_are_averaged():
     """Losses of the two halves that the step makes of its batch, each computed by itself."""
-    _, whole, _ = run(1, 2)
+    _, whole, _ = run(ONE, 2)
     experiment = make_experiment(1)
     mesh = make_mesh(MeshConfig(data=1))
     optimizer = make_optimizer(experiment.optim, 10)
     schedule = learning_rate(experiment.optim, 10)
-    teacher = tiny.params(seed=1)
+    teacher = teacher_params(experiment)
     step = jax.jit(make_train_step(experiment, experiment.model, optimizer, schedule, mesh))
     init = functools.partial(create_state, experiment, experiment.model, optimizer)
     state = jax.jit(init)(teacher)
@@ -112,7 +146,7 @@ def test_micro_batches_are_averaged():
 
 
 def test_ema_after_one_step_is_between_start_and_end():
-    state, _, _ = run(1, 1)
+    state, _, _ = run(ONE)
     start = tiny.params(seed=1)["vision"]["projection"]["kernel"]
     end = state.trainable["params"]["vision"]["projection"]["kernel"]
     decay = min(0.9, (1 + 0) / (10 + 0))

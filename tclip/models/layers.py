@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from tclip.gather import GatheredWeight
 from tclip.kernels import ternary_matmul
 from tclip.kernels.fake_quant import fake_quantize_rows
 from tclip.quant import Int8Activations, TernaryTensor
@@ -16,7 +17,7 @@ Initializer = Callable[..., jax.Array]
 
 def _weight(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, int]
-) -> jax.Array | TernaryTensor | Int8Activations:
+) -> jax.Array | TernaryTensor | GatheredWeight | Int8Activations:
     """The leaf `name` of `module`, of the given shape; floating-point arrays are born float32.
 
     A packed leaf is read directly, since `Module.param` takes only leaves that look like those of
@@ -24,7 +25,7 @@ def _weight(
     """
     if module.has_variable("params", name):
         leaf = module.get_variable("params", name)
-        if isinstance(leaf, TernaryTensor | Int8Activations):
+        if isinstance(leaf, TernaryTensor | GatheredWeight | Int8Activations):
             if leaf.shape != shape:
                 path = "/".join((*module.path, name))
                 raise ValueError(f"{path}: expected a ternary {shape}, got {leaf.shape}")
@@ -51,7 +52,8 @@ class Linear(nn.Module):
             y = ternary_matmul(x, kernel, activations=activations)
         else:
             x = fake_quantize_rows(x) if activations == "int8" else x
-            y = x @ kernel.astype(self.dtype)
+            is_gathered = isinstance(kernel, GatheredWeight)
+            y = kernel.matmul(x) if is_gathered else x @ kernel.astype(self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y += bias.astype(self.dtype)
@@ -72,6 +74,8 @@ class Embedding(nn.Module):
         table = _weight(self, "embedding", self.embedding_init, shape)
         if isinstance(table, TernaryTensor):
             return _packed_rows(table, ids).astype(self.dtype)
+        if isinstance(table, GatheredWeight):
+            table = table.dense(self.dtype)
         return jnp.take(table, ids, axis=0, mode="fill").astype(self.dtype)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from tclip.quant.groups import expand
-from tclip.quant.packing import unpack
+from tclip.quant.groups import expand, group_shape
+from tclip.quant.packing import pack, unpack
 
 
 @jax.tree_util.register_dataclass
@@ -53,3 +53,17 @@ class Int8Activations:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.weight.shape
+
+
+def pack_ternary(w: jax.Array, group: str) -> TernaryTensor:
+    """Packs what `ternarize` returned, [..., K, N], without loss; no gradient flows through.
+
+    Args:
+      group: of the scales that w was made with.
+    """
+    w = jax.lax.stop_gradient(w)
+    *layers, groups, columns = group_shape(w.shape, group)
+    rows = w.shape[-2]
+    largest = jnp.abs(w).reshape(*layers, groups, rows // groups, -1).max(axis=-2)
+    scale = largest if columns > 1 else largest.max(axis=-1, keepdims=True)
+    return TernaryTensor(pack(jnp.sign(w).astype(jnp.int8)), scale, rows)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tclip.quant import TernaryTensor, pack, unpack
+from tclip.quant import ESTIMATORS, TernaryTensor, pack, ternarize, unpack
 from tclip.quant.packing import code_at
+from tclip.quant.tensor import pack_ternary
 
 shapes = st.tuples(st.sampled_from([1, 2, 15, 16, 17, 31, 33, 48]), st.sampled_from([1, 5]))
 
@@ -102,3 +103,34 @@ def test_a_scan_slices_stacked_tensors_by_layer():
     assert stacked.shape == (4, 20, 3)
     _, dense = jax.lax.scan(lambda _, layer: (None, layer.dequantize()), None, stacked)
     np.testing.assert_array_equal(dense, codes * np.asarray(scale))
+
+
+def ternary(shape, group, seed=0, dtype=np.float32):
+    w = jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+    return ternarize(w, *ESTIMATORS["twn"](w, group))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 5).map(lambda n: 8 * n),
+    st.integers(1, 5),
+    st.sampled_from(["tensor", "channel", "block:8"]),
+    st.integers(0, 2**16),
+)
+def test_ternary_weights_are_packed_without_loss(layers, rows, columns, group, seed):
+    w = ternary((layers, rows, columns), group, seed)
+    packed = pack_ternary(w, group)
+    assert packed.shape == w.shape
+    np.testing.assert_array_equal(packed.dequantize(), w)
+
+
+def test_groups_of_zeros_and_weights_of_reduced_precision():
+    w = ternary((16, 4), "channel", dtype=jnp.bfloat16).at[:, 1].set(0)
+    np.testing.assert_array_equal(pack_ternary(w, "channel").dequantize(jnp.bfloat16), w)
+
+
+def test_the_packed_scale_of_a_group_is_its_magnitude():
+    w = ternary((16, 3), "block:8")
+    blocks = np.abs(np.asarray(w)).reshape(2, 8, 3).max(axis=1)
+    np.testing.assert_array_equal(pack_ternary(w, "block:8").scale, blocks)
