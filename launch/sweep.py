@@ -2,6 +2,9 @@
 
 python -m launch.sweep --config=configs/x.py[:arg] --workdir=DIR             # prints the commands
 python -m launch.sweep --config=configs/x.py[:arg] --workdir=DIR --execute   # runs them
+
+Elsewhere than here, in a DIR that is seen from both: --launcher="launch/slurm.sh train
+--name={name} --nodes=1 --gpus-per-node=8 --". Run again later, it shows what has finished.
 """
 
 import importlib.util
@@ -20,6 +23,9 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
 _EXECUTE = flags.DEFINE_bool("execute", False, "Run the commands one after the other.")
+_LAUNCHER = flags.DEFINE_string(
+    "launcher", "", "What to put before each command; {name} in it becomes a name of the point."
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,12 +36,14 @@ def main(argv: Sequence[str]) -> int:
     if not hasattr(module, "sweep"):
         raise ValueError(f"{file} has no sweep()")
     workdir = Path(_WORKDIR.value).absolute()
-    runs = plan(module.get_config(*arg), module.sweep(), _CONFIG.value, workdir)
+    launcher = shlex.split(_LAUNCHER.value)
+    runs = plan(module.get_config(*arg), module.sweep(), _CONFIG.value, workdir, launcher)
     for point in runs:
         print(shlex.join(point.command), flush=True)
     if not _EXECUTE.value:
         return 0
-    outcomes = execute(runs)
+    workdir.mkdir(parents=True, exist_ok=True)
+    outcomes = execute(runs, queued=bool(launcher))
     print(write_results(runs, outcomes, workdir))
     return int("failed" in outcomes)
 

@@ -42,7 +42,11 @@ class Run:
 
 
 def plan(
-    config: ConfigDict, points: Iterable[Mapping[str, Any]], config_flag: str, workdir: Path
+    config: ConfigDict,
+    points: Iterable[Mapping[str, Any]],
+    config_flag: str,
+    workdir: Path,
+    launcher: Sequence[str] = (),
 ) -> list[Run]:
     """Turns the points of a sweep into runs, all checked before the first one starts.
 
@@ -51,6 +55,8 @@ def plan(
       points: what `sweep()` yields.
       config_flag: the value of --config that made `config`, for the commands.
       workdir: folder of the sweep; each run gets a folder in it, named after its overrides.
+      launcher: what stands before each command to run it elsewhere; "{name}" in it becomes a
+        name of the run that launchers take.
 
     Raises:
       ValueError: no point, two equal points, an unknown key or a value of the wrong type.
@@ -64,8 +70,9 @@ def plan(
             raise ValueError(f"sweep point {number}: the same overrides as an earlier one: {name}")
         folder = workdir / name
         flags = [f"--config.{key}={_flag_value(value)}" for key, value in overrides.items()]
+        prefix = (word.replace("{name}", _job_name(folder)) for word in launcher)
         command = (
-            *(sys.executable, "-m", "launch.train"),
+            *(*prefix, "python" if launcher else sys.executable, "-m", "launch.train"),
             *(f"--config={config_flag}", f"--workdir={folder}", *flags),
         )
         runs[name] = Run(folder, overrides, command)
@@ -84,24 +91,35 @@ def run_name(overrides: Mapping[str, Any]) -> str:
     return f"{name[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def execute(runs: Sequence[Run], call: Callable[..., int] = subprocess.call) -> list[str]:
-    """Trains the runs one after the other; a failed one does not stop the others.
+def execute(
+    runs: Sequence[Run], call: Callable[..., int] = subprocess.call, queued: bool = False
+) -> list[str]:
+    """Starts the runs one after the other; a failed one does not stop the others.
+
+    Args:
+      runs: what `plan` returned.
+      call: runs a command and returns its exit code.
+      queued: whether a command may return before its run has ended.
 
     Returns:
-      for each run "finished", "skipped" (it had finished before) or "failed".
+      for each run "finished", "skipped" (it had finished before), "queued" or "failed".
     """
     outcomes = []
     for run in runs:
         if run.result() is not None:
             outcomes.append("skipped")
             continue
-        code = call(run.command)
-        outcomes.append("finished" if code == 0 and run.result() is not None else "failed")
+        if call(run.command) != 0:
+            outcomes.append("failed")
+        elif run.result() is not None:
+            outcomes.append("finished")
+        else:
+            outcomes.append("queued" if queued else "failed")
     return outcomes
 
 
 def write_results(runs: Sequence[Run], outcomes: Sequence[str], workdir: Path) -> str:
-    """Writes results.json and results.csv into `workdir`; returns the same as a table."""
+    """Writes results.json and results.csv into the folder `workdir`; returns them as a table."""
     keys = list(dict.fromkeys(key for run in runs for key in run.overrides))
     records = []
     for run, outcome in zip(runs, outcomes, strict=True):
@@ -110,7 +128,6 @@ def write_results(runs: Sequence[Run], outcomes: Sequence[str], workdir: Path) -
         overrides = {key: run.overrides.get(key) for key in keys}
         records.append({"run": run.workdir.name, "status": outcome, **overrides, **numbers})
     columns = list(dict.fromkeys(name for record in records for name in record))
-    workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "results.json").write_text(json.dumps(records, indent=1) + "\n")
     with (workdir / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -119,6 +136,10 @@ def write_results(runs: Sequence[Run], outcomes: Sequence[str], workdir: Path) -
     shown = [name for name in columns if name != "run"]
     rows = [[_cell(record.get(name)) for name in shown] for record in records]
     return markdown_table(shown, rows)
+
+
+def _job_name(folder: Path) -> str:
+    return f"point-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
 
 
 def _check(config: ConfigDict, overrides: Mapping[str, Any], number: int) -> None:

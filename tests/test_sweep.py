@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 
 import pytest
@@ -117,3 +118,35 @@ def test_runs_go_on_past_failures_and_skip_what_is_finished(tmp_path):
     assert [row["run"] for row in rows] == [run.workdir.name for run in runs]
     assert "0.75" in table
     assert "failed" in table
+
+
+def test_a_launcher_stands_before_each_command_with_a_name_of_the_run(tmp_path):
+    launcher = ("sh/slurm.sh", "train", "--name={name}", "--nodes=1", "--")
+    plain = make_plan(tmp_path)
+    runs = plan(default_config(), POINTS, "configs/x.py:arg", tmp_path, launcher)
+    names = [run.command[2].removeprefix("--name=") for run in runs]
+    assert len(set(names)) == len(runs)
+    assert all(re.fullmatch("[a-z][a-z0-9-]{0,39}", name) for name in names)
+    for run, here, name in zip(runs, plain, names, strict=True):
+        assert run.command[:5] == ("sh/slurm.sh", "train", f"--name={name}", "--nodes=1", "--")
+        # The interpreter is that of the machine where it runs.
+        assert run.command[5:] == ("python", *here.command[1:])
+    # Names depend on the folder of the run, not on its place in the sweep.
+    again = plan(default_config(), POINTS[1:], "configs/x.py:arg", tmp_path, launcher)
+    assert [run.command for run in again] == [run.command for run in runs[1:]]
+
+
+def test_what_a_launcher_took_is_queued_until_it_has_a_result(tmp_path):
+    runs = make_plan(tmp_path)
+    finish(runs[0], step=5)
+
+    def call(command):
+        if command == runs[1].command:
+            finish(runs[1], step=5)  # a launcher that waits for the end
+        return int(command == runs[2].command)
+
+    outcomes = execute(runs, call, queued=True)
+    assert outcomes == ["skipped", "finished", "failed", "queued"]
+    write_results(runs, outcomes, tmp_path)
+    records = json.loads((tmp_path / "results.json").read_text())
+    assert [record.get("step") for record in records] == [5, 5, None, None]
