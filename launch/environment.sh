@@ -1,10 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv next to the README (once), and puts it on PATH.
 #
 # TCLIP_EXTRAS names the optional dependencies to install, for instance "test" or "tpu,test".
 # PYTHON names the interpreter that makes the environment.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cd "$root"
+cd "$root" || exit
 
 find_python() {
   local candidate

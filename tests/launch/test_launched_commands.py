@@ -1,0 +1,341 @@
+"""What launchers send is run, as far as that goes without the machines they are for.
+
+ssh is a shell on this machine, a worker is a home folder, Slurm is a few lines of shell. The
+command is a program that writes down its arguments.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from stand_ins import AWKWARD, LAUNCH, RECORDER, make_stand_ins
+
+ROOT = LAUNCH.parent
+TPU = ("--name=run", "--zone=z")
+COMMAND = ("python", "-m", "launch.train", "--workdir=/mnt/b/r", *AWKWARD, "new\nline")
+MOUNT = (
+    "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=60 --metadata-cache-negative-ttl-secs=0 "
+    "--rename-dir-limit=0 b /mnt/b"
+)
+
+# Writes down its arguments, waits for the file "go" beside them, and exits with what is in it.
+PYTHON = f"""#!{sys.executable} -ES
+import json, os, signal, sys, time
+def stop(*_):
+    print("saving")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+home = os.environ["HOME"]
+with open(home + "/started", "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+print("training", os.environ.get("TCLIP_DATA_DIR"), flush=True)
+while not os.path.exists(home + "/go"):
+    time.sleep(0.02)
+print("trained")
+sys.exit(int(open(home + "/go").read()))
+"""
+
+# As gcloud's own code does: the command is split at spaces, and ssh joins it with spaces. sshd
+# hands the line to the user's shell.
+GCLOUD = f"""#!{sys.executable} -ES
+import os, shutil, subprocess, sys
+home = os.environ["WORKER"]
+verb = sys.argv[4]
+if verb == "describe":
+    print("ACTIVE")
+if verb == "scp":
+    shutil.copy(sys.argv[5], home)
+if verb == "ssh":
+    (command,) = [word[10:] for word in sys.argv if word.startswith("--command=")]
+    line = " ".join(command.split(" "))
+    environment = {{**os.environ, "HOME": home}}
+    sys.exit(subprocess.call(["bash", "-c", line], cwd=home, env=environment))
+"""
+
+
+def make_environment(folder, extras):
+    """An environment that launch/environment.sh takes for installed, with PYTHON as its python."""
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in ("pip", "python"):
+        (folder / ".venv/bin" / name).write_text(PYTHON)
+        (folder / ".venv/bin" / name).chmod(0o755)
+    requirements = (ROOT / "pyproject.toml").read_text() + (ROOT / "requirements.txt").read_text()
+    (folder / f".venv/installed-{extras}").write_text(requirements)
+
+
+def started(home, times=1):
+    """The arguments of each start of the command, once it was started so often."""
+    file = home / "started"
+    wait_for(lambda: file.exists() and len(file.read_text().splitlines()) >= times)
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    return make_stand_ins(tmp_path / "bin")
+
+
+@pytest.fixture
+def worker(tmp_path, stand_ins):
+    """The home of a worker, with tclip installed by the launcher; the bucket cannot be mounted."""
+    home = tmp_path / "worker"
+    make_environment(home / "tclip", "tpu")
+    stand_ins.script("gcloud", GCLOUD)
+    stand_ins.record("sudo", "curl", "lsb_release", "gcsfuse", "mountpoint")
+    stand_ins.reply("mountpoint", code=1)
+    done = stand_ins.launch("tpu_vm", "install", *TPU, "--bucket=b", WORKER=str(home))
+    assert done.returncode == 0, done.stderr
+    yield home
+    (home / "go").write_text("0")  # ends what a test left running
+
+
+def on_worker(worker, *args, path="/usr/bin:/bin"):
+    return subprocess.run(
+        [worker / "tclip/launch/worker.sh", *args],
+        env={"PATH": path, "HOME": str(worker)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_install_unpacks_tclip_and_mounts_the_bucket(worker, stand_ins):
+    for name in ("launch/train.py", "tclip/trainer.py", "configs/shapes.py", "Dockerfile"):
+        assert (worker / "tclip" / name).read_bytes() == (ROOT / name).read_bytes()
+    assert not (worker / "tclip.tgz").exists()
+    folder, owner, mount = stand_ins.calls()[-3:]
+    assert folder == ["sudo", "mkdir", "-p", "/mnt/b"]
+    assert owner[:2] == ["sudo", "chown"]
+    assert " ".join(mount) == MOUNT
+
+
+def test_install_brings_what_a_new_slice_lacks(tmp_path, stand_ins):
+    home = tmp_path / "worker"
+    home.mkdir()
+    stand_ins.script("gcloud", GCLOUD)
+    # Python 3.10, of which uv gets a newer one, that makes the environment.
+    stand_ins.record("python3", "curl", "lsb_release", "pip")
+    stand_ins.reply("-c", code=1)
+    stand_ins.reply("find", f"{stand_ins.folder}/python3.12\n")
+    stand_ins.reply("-cs", "jammy\n")
+    stand_ins.script(
+        "python3.12",
+        f"""#!/bin/bash
+[[ "$1 $2" == "-m venv" ]] || exit 0
+mkdir -p "$3/bin"
+printf '#!/bin/bash\nexec {stand_ins.folder}/pip "$@"\n' | tee "$3/bin/pip" >"$3/bin/python"
+chmod +x "$3"/bin/*
+""",
+    )
+    # No gcsfuse until apt-get installs it.
+    stand_ins.script(
+        "sudo",
+        f"""{RECORDER}
+if "tee" in call:
+    sys.stdin.read()
+if call[-2:] == ["install", "gcsfuse"]:
+    import shutil
+    shutil.copy(sys.argv[0], folder + "/gcsfuse")
+""",
+    )
+    done = stand_ins.launch("tpu_vm", "install", *TPU, "--bucket=b", WORKER=str(home))
+    assert done.returncode == 0, done.stderr
+    calls = [" ".join(call) for call in stand_ins.calls()]
+    site = "https://packages.cloud.google.com/apt"
+    assert calls.index(f"curl -fsSL {site}/doc/apt-key.gpg") < calls.index(
+        "sudo apt-get -qq -o DPkg::Lock::Timeout=600 install gcsfuse"
+    )
+    assert MOUNT in calls
+    uv = calls.index("python3 -m pip install --quiet --user uv")
+    assert calls[uv + 1 :] == [
+        "python3 -m uv python install 3.12",
+        "python3 -m uv python find 3.12",
+        "pip -m pip install --quiet --disable-pip-version-check -e .[tpu]",
+    ]
+    assert (home / "tclip/.venv/installed-tpu").exists()
+
+
+def test_install_fails_where_gcloud_did_not_copy(worker, stand_ins):
+    stand_ins.script("gcloud", GCLOUD.replace("shutil.copy", "print"))
+    done = stand_ins.launch("tpu_vm", "install", *TPU, WORKER=str(worker))
+    assert done.returncode == 2
+    assert "tclip.tgz" in done.stderr
+
+
+def test_train_on_a_worker_gets_its_arguments_and_ends_with_its_code(worker, stand_ins):
+    (worker / "go").write_text("75")
+    done = stand_ins.launch("tpu_vm", "train", *TPU, "--", *COMMAND, WORKER=str(worker))
+    assert done.returncode == 75, done.stderr
+    assert started(worker) == [list(COMMAND[1:])]
+    assert done.stdout.splitlines()[-2:] == ["training /mnt/b/.cache/tclip", "trained"]
+    # The same again: what has ended is started, with a log of its own.
+    (worker / "go").write_text("0")
+    done = stand_ins.launch("tpu_vm", "train", *TPU, "--", *COMMAND, WORKER=str(worker))
+    assert done.returncode == 0, done.stderr
+    assert len(started(worker)) == 2
+
+
+def test_the_command_outlives_what_started_it_and_runs_once(worker, stand_ins):
+    session = subprocess.Popen(
+        [LAUNCH / "tpu_vm.sh", "train", *TPU, "--", *COMMAND],
+        env=stand_ins.environment(WORKER=str(worker)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    started(worker)
+    wait_for((worker / ".tclip-run/pid").exists)
+    os.killpg(session.pid, signal.SIGTERM)
+    session.communicate(timeout=30)
+    assert session.returncode != 0
+
+    # Half a minute is long for a test.
+    stand_ins.script("flock", f'#!/bin/bash\nexec {shutil.which("flock")} "${{@/#30/0.1}}"\n')
+    path = f"{stand_ins.folder}:/usr/bin:/bin"
+    again = on_worker(worker, "start", *COMMAND, path=path)
+    assert (again.returncode, again.stdout) == (0, "runs already\n")
+    other = on_worker(worker, "start", "python", "other.py", path=path)
+    assert other.returncode == 2
+    assert "worker: error: busy with another command: python -m launch.train" in other.stderr
+
+    (worker / "go").write_text("3")
+    done = stand_ins.launch("tpu_vm", "logs", *TPU, WORKER=str(worker))
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[-2:] == ["training /mnt/b/.cache/tclip", "trained"]
+    assert len(started(worker)) == 1
+    # What has ended is shown again.
+    assert on_worker(worker, "follow").returncode == 3
+
+
+def test_a_start_waits_for_a_run_that_is_ending(worker):
+    assert on_worker(worker, "start", *COMMAND).returncode == 0
+    started(worker)
+    second = subprocess.Popen(
+        [worker / "tclip/launch/worker.sh", "start", *COMMAND],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(worker)},
+    )
+    time.sleep(0.3)
+    assert second.poll() is None
+    (worker / "go").write_text("0")
+    assert second.wait(timeout=30) == 0
+    assert len(started(worker, times=2)) == 2
+
+
+def test_a_killed_command_is_no_success(worker):
+    assert on_worker(worker, "follow").returncode == 2
+    (worker / "go").write_text("0")
+    assert on_worker(worker, "start", *COMMAND).returncode == 0
+    assert on_worker(worker, "follow").returncode == 0
+    (worker / "go").unlink()
+    assert on_worker(worker, "start", *COMMAND).returncode == 0
+    started(worker, times=2)
+    os.killpg(int((worker / ".tclip-run/pid").read_text()), signal.SIGKILL)
+    done = on_worker(worker, "follow")
+    assert done.returncode == 2
+    assert "the command left no exit code" in done.stderr
+
+
+def test_gke_runs_the_arguments_and_passes_signals_on(tmp_path, stand_ins):
+    stand_ins.record("xpk")
+    stand_ins.script("python", PYTHON)
+    flags = ("--name=run", "--cluster=c", "--docker-image=i", "--tpu-type=v5litepod-16")
+    assert stand_ins.launch("gke", "train", *flags, "--", *COMMAND).returncode == 0
+    (call,) = stand_ins.calls()
+    line = call[-1].removeprefix("--command=")
+    assert "\n" not in line  # it becomes a line of an indented block of yaml
+    # Kubernetes: $$ is $; $(NAME) is a variable, left alone if there is none of that name.
+    expanded = re.sub(r"\$(\$|\([^)]*\))", lambda m: "$" if m[1] == "$" else "EXPANDED", line)
+    # xpk: the line runs in the background, and SIGTERM is sent to it.
+    container = subprocess.Popen(
+        ["bash", "-c", f"trap 'kill -SIGTERM $!' SIGTERM; ({expanded}) & wait $!; wait $!"],
+        env=stand_ins.environment(HOME=str(tmp_path)),
+    )
+    assert started(tmp_path) == [list(COMMAND[1:])]
+    container.terminate()
+    assert container.wait(timeout=30) == 75
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [
+        (75, "RUNNING", True),
+        (75, "CANCELLED", False),
+        (75, "COMPLETING", False),
+        (0, "RUNNING", False),
+        (1, "RUNNING", False),
+    ],
+)
+def test_a_slurm_job_goes_back_into_the_queue_if_it_saved(
+    tmp_path, stand_ins, code, state, requeued
+):
+    shutil.copytree(LAUNCH, tmp_path / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    make_environment(tmp_path, "cuda")
+    (tmp_path / "go").write_text(str(code))
+    stand_ins.script("srun", '#!/bin/bash\n[[ "$1 $2" == --*=*" "--*=* ]] && "${@:3}"\n')
+    stand_ins.record("squeue", "scontrol")
+    stand_ins.reply("squeue", f"{state}\n")
+    job = subprocess.run(
+        ["bash", LAUNCH / "slurm_job.sh", *COMMAND],
+        cwd=tmp_path,
+        env=stand_ins.environment(HOME=str(tmp_path), SLURM_JOB_ID="12"),
+        timeout=60,
+    )
+    assert job.returncode == code
+    assert started(tmp_path) == [list(COMMAND[1:])]
+    assert (["scontrol", "requeue", "12"] in stand_ins.calls()) == requeued
+
+
+def test_a_sweep_goes_through_a_launcher(tmp_path, stand_ins):
+    stand_ins.record("sbatch", "mkdir")
+    stand_ins.reply("--config.train_data.source=wds:{0..9}.tar", code=5)
+    config = tmp_path / "x.py"
+    config.write_text(
+        "from tclip.experiment import default_config\n"
+        "get_config = default_config\n"
+        "def sweep():\n"
+        "  yield {'optim.lr': 0.5}\n"
+        "  yield {'optim.lr': 0.25}\n"
+        "  yield {'train_data.source': 'wds:{0..9}.tar'}\n"
+        "  yield {}\n"
+    )
+    workdir = tmp_path / "sweep"
+    (workdir / "base").mkdir(parents=True)
+    (workdir / "base/result.json").write_text('{"step": 3}')
+    launcher = f"{LAUNCH}/slurm.sh train --name={{name}} --nodes=1 --gpus-per-node=8 --"
+    flags = (f"--config={config}", f"--workdir={workdir}", "--execute", f"--launcher={launcher}")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.sweep", *flags],
+        cwd=ROOT,
+        env=stand_ins.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr  # one was refused
+    calls = [call for call in stand_ins.calls() if call[0] == "sbatch"]
+    assert len({call[1] for call in calls}) == 3
+    assert all(re.fullmatch("--job-name=point-[0-9a-f]{12}", call[1]) for call in calls)
+    commands = [call[call.index(f"{ROOT}/launch/slurm_job.sh") + 1 :] for call in calls]
+    train = ["python", "-m", "launch.train", f"--config={config}"]
+    assert commands == [
+        [*train, f"--workdir={workdir}/optim.lr=0.5", "--config.optim.lr=0.5"],
+        [*train, f"--workdir={workdir}/optim.lr=0.25", "--config.optim.lr=0.25"],
+        [*train, commands[2][4], "--config.train_data.source=wds:{0..9}.tar"],
+    ]
+    records = json.loads((workdir / "results.json").read_text())
+    assert [record["status"] for record in records] == ["queued", "queued", "failed", "skipped"]
