@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch.cli import log_progress, run
+from launch.processes import join_processes
 from tclip.cache_teacher import cache_teacher
 from tclip.experiment import experiment_from_config
 
@@ -21,20 +22,16 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the cache; made if missing.",
 _AUGMENTATIONS = flags.DEFINE_integer(
     "augmentations", 4, "How often every sample is augmented; training takes them in turn."
 )
-_INDEX = flags.DEFINE_integer("process_index", None, "Of several processes that share the work.")
-_COUNT = flags.DEFINE_integer("process_count", None, "How many share the work; jax's by default.")
 flags.mark_flag_as_required("config")
 
 
 def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
+    join_processes()
     log_progress()
     experiment = experiment_from_config(_CONFIG.value)
-    process = None
-    if _COUNT.value is not None:
-        process = (_INDEX.value or 0, _COUNT.value)
-    counts = cache_teacher(experiment, _OUT.value, _AUGMENTATIONS.value, process=process)
+    counts = cache_teacher(experiment, _OUT.value, _AUGMENTATIONS.value)
     print(f"{counts['embeddings']:,} embeddings stored, {counts['skipped']:,} samples skipped")
 
 

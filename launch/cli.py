@@ -14,6 +14,8 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from tclip import distributed
+
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(argv)` under absl and exits with its code, or 1 after an error of the input.
@@ -40,12 +42,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def log_progress() -> None:
-    """Sends what tclip says to stderr as plain lines; of other libraries only warnings."""
+    """Sends what tclip says to stderr as plain lines; of other libraries only warnings.
+
+    Of several processes only the first says more than warnings.
+    """
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("tclip")
-    logger.setLevel(logging.INFO)
+    alone = not jax.distributed.is_initialized() or distributed.is_main()
+    logger.setLevel(logging.INFO if alone else logging.WARNING)
     logger.addHandler(handler)
     logger.propagate = False
 

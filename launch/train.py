@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch.cli import log_progress, run
+from launch.processes import join_processes
 from tclip.experiment import experiment_from_config
 from tclip.trainer import train
 
@@ -22,6 +23,7 @@ flags.mark_flag_as_required("config")
 def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
+    join_processes()
     log_progress()
     train(experiment_from_config(_CONFIG.value), _WORKDIR.value)
 

@@ -23,6 +23,7 @@ from tclip.data.teacher_cache import (
     shard_shape,
     write_header,
 )
+from tclip.distributed import main_first, wait_for_all
 from tclip.experiment import Experiment
 from tclip.inference import Model
 from tclip.sharding import MeshConfig, batch_sharding, make_mesh, replicated
@@ -41,7 +42,6 @@ def cache_teacher(
     out: str | Path,
     augmentations: int,
     shard_size: int = SHARD_SIZE,
-    process: tuple[int, int] | None = None,
 ) -> dict[str, int]:
     """Stores the teacher's embeddings of every training sample, `augmentations` times augmented.
 
@@ -52,7 +52,6 @@ def cache_teacher(
       out: folder, made if missing.
       augmentations: at least one; training takes them in turn.
       shard_size: samples a file.
-      process: (index, count) of this process; jax's own by default.
 
     Returns:
       "embeddings" stored and samples "skipped" as unusable, by this process in this run.
@@ -66,23 +65,22 @@ def cache_teacher(
     teacher = load_teacher(experiment)
     if teacher is None:
         raise ValueError("nothing to cache: set teacher.path")
-    data = open_mixture(experiment.train_data)
+    with main_first("training data"):
+        data = open_mixture(experiment.train_data)
     header = cache_header(experiment, teacher, data, augmentations, shard_size)
     out = Path(out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / HEADER).exists():
-        check_same(out, read_header(out), header)
-    else:
-        write_header(out, header)
-    index, count = process or (jax.process_index(), jax.process_count())
-    if not 0 <= index < count:
-        raise ValueError(f"process_index {index} is not one of {count} processes")
+    with main_first("cache"):
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / HEADER).exists():
+            check_same(out, read_header(out), header)
+        else:
+            write_header(out, header)
     size = 4 * header.embed_dim * header.samples * augmentations
     logger.info("%s: %.1f GB when it is whole", out, size / 1e9)
     files = [(a, shard) for a in range(augmentations) for shard in range(header.shards)]
     todo = [
         (a, shard)
-        for a, shard in files[index::count]
+        for a, shard in files[jax.process_index() :: jax.process_count()]
         if not has_shard(shard_path(out, a, shard), header, shard)
     ]
     total = sum(shard_shape(header, shard)[0] for _, shard in todo)
@@ -96,6 +94,7 @@ def cache_teacher(
             save_shard(shard_path(out, augmentation, shard), embeddings_Nx2xD)
             skipped += int(np.isnan(embeddings_Nx2xD[:, 0, 0]).sum())
             logger.info("file %d of %d, %d samples skipped so far", done, len(todo), skipped)
+    wait_for_all("whole cache")
     return {"embeddings": total, "skipped": skipped}
 
 

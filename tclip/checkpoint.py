@@ -1,8 +1,9 @@
 """Checkpoints of a training run: asynchronous, all or nothing, restored onto any mesh.
 
-The only module that knows Orbax. A checkpoint is a folder checkpoints/STEP with the train state and
-the position of the data iterator. Orbax writes it under another name and renames it when it is
-whole, so a run that dies while it saves leaves the checkpoints before that one as they were.
+The only module that knows Orbax. A checkpoint is a folder checkpoints/STEP with the train state;
+which data comes next is a function of the step. Orbax writes it under another name and renames it
+when it is whole, so a run that dies while it saves leaves the checkpoints before that one as they
+were. All processes of a run write it together, and all call what is here.
 """
 
 import logging
@@ -10,7 +11,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
@@ -71,13 +71,7 @@ class Checkpoints:
         latest = self._orbax.latest
         return None if latest is None else latest.step
 
-    def save(
-        self,
-        step: int,
-        state: TrainState,
-        iterator: grain.DatasetIterator,
-        metrics: dict[str, float] | None,
-    ) -> None:
+    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Starts saving and returns once `state` may be donated; waits for the save before it.
 
         Args:
@@ -89,7 +83,7 @@ class Checkpoints:
         self.wait()
         try:
             self._orbax.save_checkpointables_async(
-                step, {"state": state, "data": iterator}, force=True, metrics=metrics
+                step, {"state": state}, force=True, metrics=metrics
             )
         except Exception as error:
             raise self._failure(error) from error
@@ -101,8 +95,8 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(error) from error
 
-    def restore(self, abstract_state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """Loads the newest checkpoint and moves `iterator` to where it was.
+    def restore(self, abstract_state: TrainState) -> TrainState:
+        """Loads the newest checkpoint.
 
         Args:
           abstract_state: ShapeDtypeStructs with the shardings that the state shall have.
@@ -111,9 +105,7 @@ class Checkpoints:
           CheckpointError: the checkpoint is damaged or of another shape.
         """
         try:
-            loaded = self._orbax.load_checkpointables(
-                self.latest_step, {"state": abstract_state, "data": iterator}
-            )
+            loaded = self._orbax.load_checkpointables(self.latest_step, {"state": abstract_state})
         except Exception as error:
             raise _unreadable(self.directory / str(self.latest_step), error) from error
         return loaded["state"]

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
+from tclip import distributed
 from tclip.checkpoint import load_trained
 from tclip.config import to_dict
 from tclip.data import (
@@ -29,8 +31,10 @@ from tclip.interop import load_pretrained
 from tclip.models import CLIP, CLIPConfig, with_layout
 from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed, load_packed
 from tclip.quant import ternarize_params, with_int8_activations
+from tclip.sharding import BATCH_AXES, axes_size
 
-# Batches are cut to at most this many and padded to a power of two: few shapes to compile.
+# Batches are cut to at most this many rows a device, padded to a power of two: few shapes to
+# compile.
 MAX_BATCH = 128
 
 # What of a config says how a model is computed, and not what.
@@ -48,12 +52,16 @@ class Model:
       params: parameter tree with float, fake-quantised or packed (`TernaryTensor`) leaves.
       tokenizer: texts to ids.
       preprocess: encoded images to pixels.
+      sharding: of batches over the mesh that holds `params`, with which every process of a program
+        encodes its part of the same images and texts and gets all embeddings; None, for a single
+        device, is what everything but training wants.
     """
 
     config: CLIPConfig
     params: Mapping[str, Any]
     tokenizer: Tokenizer
     preprocess: PreprocessConfig
+    sharding: NamedSharding | None = None
 
     def __post_init__(self):
         text, size = self.config.text, self.config.vision.image_size
@@ -115,15 +123,50 @@ class Model:
                 f"encode_image: expected preprocessed float pixels [B, {size}, {size}, 3], "
                 f"got {images.dtype}{list(images.shape)}"
             )
-        encode = functools.partial(_encode, self.config, CLIP.encode_image, self.params)
-        return _in_batches(encode, np.asarray(images, np.float32), self.config.embed_dim)
+        return self._in_batches(CLIP.encode_image, np.asarray(images, np.float32))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings of the texts, float32 [B, D]."""
         if isinstance(texts, str):
             raise ValueError("encode_text: expected a list of texts, got a single string")
-        encode = functools.partial(_encode, self.config, CLIP.encode_text, self.params)
-        return _in_batches(encode, self.tokenizer.encode(list(texts)), self.config.embed_dim)
+        return self._in_batches(CLIP.encode_text, self.tokenizer.encode(list(texts)))
+
+    def batch_size(self, count: int) -> int:
+        """The size at which a batch that begins with `count` rows is encoded."""
+        shards = 1 if self.sharding is None else axes_size(self.sharding.mesh, BATCH_AXES)
+        rows = min(-(-count // shards), MAX_BATCH)
+        return shards << (rows - 1).bit_length()
+
+    def local_rows(self, size: int) -> Sequence[int]:
+        """The rows of a batch of `size` that this process has to bring."""
+        return range(size) if self.sharding is None else distributed.local_rows(self.sharding, size)
+
+    def encode_image_rows(self, pixels: np.ndarray, size: int) -> np.ndarray:
+        """Unit embeddings of all images of a batch, float32 [size, D].
+
+        Args:
+          pixels: float32 [len(local_rows(size)), S, S, 3], those of this process's rows.
+          size: one that `batch_size` gives.
+        """
+        return self._encode_rows(CLIP.encode_image, pixels, size)
+
+    def _encode_rows(self, method: Callable, local: np.ndarray, size: int) -> np.ndarray:
+        if self.sharding is not None:
+            local = distributed.put_rows(local, size, self.sharding)
+        return np.asarray(_encode(self.config, method, self.sharding, self.params, local))
+
+    def _in_batches(self, method: Callable, inputs: np.ndarray) -> np.ndarray:
+        outputs = [np.zeros((0, self.config.embed_dim), np.float32)]
+        start = 0
+        while start < len(inputs):
+            size = self.batch_size(len(inputs) - start)
+            batch = inputs[start : start + size]
+            padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
+            padded[: len(batch)] = batch
+            local = padded[np.array(self.local_rows(size))]
+            outputs.append(self._encode_rows(method, local, size)[: len(batch)])
+            start += size
+        return np.concatenate(outputs)
 
     def _pixels(self, image: ImageInput) -> np.ndarray:
         if isinstance(image, Image.Image):
@@ -181,24 +224,22 @@ def _check_ternary(path: str | Path, policy: str, activations: str | None) -> No
         raise ValueError(f"{path} has no ternary weights, which int8 activations are for")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
-    config: CLIPConfig, method: Callable, params: Mapping[str, Any], inputs_Bx: jax.Array
+    config: CLIPConfig,
+    method: Callable,
+    sharding: NamedSharding | None,
+    params: Mapping[str, Any],
+    inputs_Bx: jax.Array,
 ) -> jax.Array:
     embedding_BxD = CLIP(config).apply({"params": params}, inputs_Bx, method=method)
     embedding_BxD = embedding_BxD.astype(jnp.float32)
     norm_Bx1 = jnp.linalg.norm(embedding_BxD, axis=-1, keepdims=True)
     # A zero embedding has no direction and stays zero; NaN stays NaN.
-    return embedding_BxD / jnp.where(norm_Bx1 == 0, 1, norm_Bx1)
-
-
-def _in_batches(
-    encode: Callable[[np.ndarray], jax.Array], inputs: np.ndarray, dim: int
-) -> np.ndarray:
-    outputs = [np.zeros((0, dim), np.float32)]
-    for start in range(0, len(inputs), MAX_BATCH):
-        batch = inputs[start : start + MAX_BATCH]
-        padded = np.zeros((1 << (len(batch) - 1).bit_length(), *batch.shape[1:]), batch.dtype)
-        padded[: len(batch)] = batch
-        outputs.append(np.asarray(encode(padded))[: len(batch)])
-    return np.concatenate(outputs)
+    embedding_BxD = embedding_BxD / jnp.where(norm_Bx1 == 0, 1, norm_Bx1)
+    if sharding is None:
+        return embedding_BxD
+    # Computed where the batch lies, then gathered.
+    embedding_BxD = jax.lax.with_sharding_constraint(embedding_BxD, sharding)
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint(embedding_BxD, whole)

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from tclip.distributed import is_main
 from tclip.files import naming, write_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -36,7 +37,7 @@ def read_metrics(workdir: str | Path) -> list[dict[str, float]]:
 
 
 class MetricWriter:
-    """Writes rows of scalars. Use as a context manager.
+    """Writes rows of scalars, of several processes the first one. Use as a context manager.
 
     On a terminal there is a progress bar with the time left; elsewhere a line for each row. A file
     that cannot be written is an OSError that names it.
@@ -53,20 +54,22 @@ class MetricWriter:
           batch_size: images a step, for the throughput.
           log_every: steps between rows of training metrics.
         """
-        kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
         self._jsonl, self._events = workdir / METRICS_FILE, workdir / TENSORBOARD
-        write_whole(self._jsonl, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events.mkdir(exist_ok=True)
-        self._tensorboard = EventsWriter(str(self._events / "events"))
-        # Tells TensorBoard to drop them as well.
-        start = SessionLog(status=SessionLog.START)
-        self._write_event(Event(step=start_step + 1, session_log=start))
+        self._writes = is_main()
+        if self._writes:
+            kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+            write_whole(self._jsonl, "".join(json.dumps(row) + "\n" for row in kept))
+            self._events.mkdir(exist_ok=True)
+            self._tensorboard = EventsWriter(str(self._events / "events"))
+            # Tells TensorBoard to drop them as well.
+            start = SessionLog(status=SessionLog.START)
+            self._write_event(Event(step=start_step + 1, session_log=start))
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (self._writes and sys.stderr.isatty()),
         )
         self._total_steps, self._batch_size, self._log_every = total_steps, batch_size, log_every
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
@@ -77,6 +80,8 @@ class MetricWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._bar.close()
+        if not self._writes:
+            return
         try:
             with naming(self._events):
                 self._tensorboard.close()
@@ -136,6 +141,8 @@ class MetricWriter:
         self._since_step, self._since_time = step, time.perf_counter()
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._writes:
+            return
         # Opened for every row: a handle keeps what it failed to write and fails again at close.
         with naming(self._jsonl), self._jsonl.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")

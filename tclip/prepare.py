@@ -20,6 +20,7 @@ from tclip.data import (
     train_tokenizer,
 )
 from tclip.data.teacher_cache import TeacherCache
+from tclip.distributed import is_main, main_first
 from tclip.experiment import Experiment, differences, write_experiment
 from tclip.files import read_json_object, write_whole
 from tclip.inference import RUNTIME_KEYS, Model
@@ -58,19 +59,25 @@ class Run:
 def prepare_run(experiment: Experiment, workdir: Path) -> Run:
     """Finds everything that a run needs, and writes what tells it from others into its workdir.
 
+    Of several processes the first prepares data, tokenizer and workdir, the others find them there.
+
     Raises:
       ValueError, FileNotFoundError: the data, the teacher, the weights to start from or the
         tokenizer are missing, damaged, or do not fit together.
     """
     is_resumed = has_checkpoint(workdir)
-    data = open_mixture(experiment.train_data)
+    with main_first("training data"):
+        data = open_mixture(experiment.train_data)
     teacher = load_teacher(experiment)
     named = None if is_resumed else load_named_start(experiment, teacher)
     if named is not None:
         experiment = adopt(experiment, named.config, named.preprocess)
     cache = open_teacher_cache(experiment, teacher, data)
     identity = _identity(data, teacher)
-    experiment, tokenizer = prepare_workdir(experiment, workdir, data, identity, named or teacher)
+    with main_first("workdir"):
+        experiment, tokenizer = prepare_workdir(
+            experiment, workdir, data, identity, named or teacher
+        )
     start = None if is_resumed else first_weights(experiment, tokenizer, named, teacher)
     return Run(experiment, data, tokenizer, teacher, cache, start)
 
@@ -125,20 +132,23 @@ def prepare_workdir(
       The experiment with its vocabulary, and the tokenizer; a continued run keeps its own.
 
     Raises:
-      ValueError: a continued run whose data or teacher are not what they were.
+      ValueError: a continued run whose data or teacher are not what they were, or a process whose
+        data or teacher are not those of the first.
     """
-    path = workdir / TOKENIZER
-    if has_checkpoint(workdir):
-        _check_identity(workdir, identity)
-        tokenizer = load_tokenizer(path, experiment.model.text.context_length)
-    else:
+    path, is_new = workdir / TOKENIZER, not has_checkpoint(workdir)
+    if is_new and is_main():
         tokenizer = make_tokenizer(experiment, data, origin)
-        experiment = with_vocabulary(experiment, *_vocabulary(experiment, tokenizer, origin))
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
         save_preprocess(experiment.preprocess, workdir / PREPROCESSOR)
         write_whole(workdir / IDENTITY_FILE, json.dumps(identity, indent=2) + "\n")
-    write_experiment(experiment, workdir)
+    else:
+        _check_identity(workdir, identity)
+        tokenizer = load_tokenizer(path, experiment.model.text.context_length)
+    if is_new:
+        experiment = with_vocabulary(experiment, *_vocabulary(experiment, tokenizer, origin))
+    if is_main():
+        write_experiment(experiment, workdir)
     return experiment, tokenizer
 
 

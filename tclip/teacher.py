@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from tclip.data import Mixture, PreprocessConfig
 from tclip.data.teacher_cache import CacheHeader, TeacherCache, open_cache
+from tclip.distributed import put_whole
 from tclip.experiment import Experiment, check_hidden_layers
 from tclip.inference import RUNTIME_KEYS, Model, load
 from tclip.models import CLIPConfig, with_layout
@@ -92,6 +93,6 @@ def put_teacher(teacher: Model | None, cache: TeacherCache | None, mesh: Mesh) -
         return None
     params = teacher.params
     if cache is None:
-        return jax.device_put(params, param_shardings(params, mesh))
+        return put_whole(params, param_shardings(params, mesh))
     scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
-    return jax.device_put(scalars, replicated(mesh))
+    return put_whole(scalars, dict.fromkeys(scalars, replicated(mesh)))

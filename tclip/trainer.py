@@ -6,18 +6,17 @@ They differ by config: a teacher or none, a ternary policy or none, the weights 
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from tclip import evals
+from tclip import distributed, evals
 from tclip.checkpoint import Checkpoints, has_checkpoint
 from tclip.data import Tokenizer, View, open_source, train_batches
+from tclip.distributed import local_rows, put_rows, put_whole
 from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
@@ -46,6 +45,9 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     """Trains, or continues where `workdir` was left.
 
     A continued run ends with the same bits as one that was never interrupted on the same machine.
+    On another number of processes, or another mesh, it goes on with the same batches. Where there
+    are several processes all call this, and see the same `workdir`; process 0 alone writes there,
+    but for the checkpoints.
 
     Args:
       experiment: what to train; vocabulary and end-of-text token are taken from the tokenizer.
@@ -74,8 +76,6 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
     run = prepare_run(experiment, workdir)
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
-    evaluate = make_evaluation(experiment, run.tokenizer, mesh)
-    iterator = make_iterator(run)
     optimizer = make_optimizer(experiment.optim, config.steps)
     schedule = learning_rate(experiment.optim, config.steps)
     step_fn = make_train_step(experiment, teacher, optimizer, schedule, mesh)
@@ -83,29 +83,31 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
     init = functools.partial(create_state, experiment, teacher, optimizer)
-    first_weights = run.start
+    first_weights, batches_from = run.start, make_reader(run, mesh)
+    tokenizer = run.tokenizer
     del run  # and with it the teacher's copy in host memory
     abstract_state = jax.eval_shape(init, first_weights)
     shardings = state_shardings(abstract_state, mesh)
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    evaluate = make_evaluation(experiment, tokenizer, shardings.trainable["params"])
 
     with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
         start = checkpoints.latest_step or 0
         if start:
             logger.info("%s: continuing after step %d", workdir, start)
-            state = checkpoints.restore(_place(abstract_state, shardings), iterator)
+            state = checkpoints.restore(_place(abstract_state, shardings))
         else:
             if first_weights is not None:
-                first_weights = jax.device_put(first_weights, param_shardings(first_weights, mesh))
+                first_weights = put_whole(first_weights, param_shardings(first_weights, mesh))
             state = jax.jit(init, out_shardings=shardings)(first_weights)
         del first_weights
 
+        batches = batches_from(start)
         with MetricWriter(
             workdir, start, config.steps, config.batch_size, config.log_every
         ) as writer:
             for step in range(start + 1, config.steps + 1):
-                batch = put_batch(next(iterator), mesh)
-                state, metrics = step_fn(state, teacher_params, batch)
+                state, metrics = step_fn(state, teacher_params, next(batches))
                 writer.write_train(step, metrics)
                 evaluation = None
                 if evaluate and is_due(step, config.eval_every, config.steps):
@@ -114,8 +116,11 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
                     writer.write_eval(step, evaluation)
                 if is_due(step, config.checkpoint_every, config.steps):
                     writer.flush()
-                    checkpoints.save(step, state, iterator, evaluation)
-    return write_result(workdir)
+                    checkpoints.save(step, state, evaluation)
+    if distributed.is_main():
+        write_result(workdir)
+    distributed.wait_for_all("result")
+    return json.loads((workdir / RESULT_FILE).read_text())
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -123,55 +128,64 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def make_iterator(run: Run) -> grain.DatasetIterator:
-    """Returns this process's part of the training batches; its state is that of a checkpoint."""
+def make_reader(run: Run, mesh: Mesh) -> Callable[[int], Iterator[Batch]]:
+    """Returns a function from the number of a global batch to an iterator that begins with it.
+
+    The batches are on the mesh; every process has read the rows that its devices hold.
+    """
     config, teacher = run.experiment.train, None
     if run.teacher is not None and run.cache is None:
         teacher = View(run.teacher.preprocess, run.teacher.tokenizer)
-    return iter(
-        train_batches(
-            run.data,
-            View(run.experiment.preprocess, run.tokenizer),
-            config.batch_size,
-            run.experiment.seed,
-            config.num_workers,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-            teacher=teacher,
-            embeddings=run.cache,
-        )
+    sharding = batch_sharding(mesh)
+    batches_from = functools.partial(
+        train_batches,
+        run.data,
+        View(run.experiment.preprocess, run.tokenizer),
+        config.batch_size,
+        run.experiment.seed,
+        config.num_workers,
+        local_rows(sharding, config.batch_size),
+        teacher=teacher,
+        embeddings=run.cache,
     )
 
+    def read(first_batch: int) -> Iterator[Batch]:
+        for batch in batches_from(first_batch=first_batch):
+            yield put_rows(batch, config.batch_size, sharding)
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """Returns global arrays split over the mesh, from the rows that this process has read."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    return read
 
 
 def make_evaluation(
-    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
+    experiment: Experiment, tokenizer: Tokenizer, shardings: Any
 ) -> Callable[[TrainState], dict[str, float]] | None:
-    """Returns a function from the state to metrics, or None if there is nothing to evaluate on."""
+    """Returns a function from the state to metrics, or None if there is nothing to evaluate on.
+
+    It runs on all devices, and gives the same in every process.
+
+    Args:
+      shardings: of the parameters.
+    """
     config = experiment.eval
     if not config.data.source:
         return None
-    source = open_source(config.data)
+    with distributed.main_first("evaluation data"):
+        source = open_source(config.data)
     weights_fn = jax.jit(
         lambda w: ternarize_params(w["params"], w["quant"], experiment.quant),
-        out_shardings=replicated(mesh),
+        out_shardings=shardings,
     )
+    batch = batch_sharding(jax.tree.leaves(shardings)[0].mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        # One copy of the weights is enough, and keeps the evaluation on one device.
-        weights = jax.tree.map(lambda x: x.addressable_data(0), weights_fn(state.weights))
-        model = Model(experiment.model, weights, tokenizer, experiment.preprocess)
+        weights = weights_fn(state.weights)
+        model = Model(experiment.model, weights, tokenizer, experiment.preprocess, batch)
         return evals.evaluate(model, source, config.batch_size, config.num_workers)
 
     return evaluate
 
 
-def write_result(workdir: Path) -> dict[str, Any]:
+def write_result(workdir: Path) -> None:
     """Writes result.json, the mark of a finished run, from the last rows of the metrics."""
     rows = read_metrics(workdir)
     result = {}
@@ -179,7 +193,6 @@ def write_result(workdir: Path) -> dict[str, Any]:
         if row["step"] == rows[-1]["step"]:
             result |= row
     write_whole(workdir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-    return result
 
 
 def _place(abstract_state: TrainState, shardings: Any) -> TrainState:

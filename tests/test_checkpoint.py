@@ -3,7 +3,6 @@
 import resource
 import shutil
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,10 +31,6 @@ def make_state(value: float, size: int = 1000) -> TrainState:
     )
 
 
-def make_iterator() -> grain.DatasetIterator:
-    return iter(grain.MapDataset.range(1000).shuffle(seed=1).to_iter_dataset())
-
-
 def abstract(state: TrainState, devices: int) -> TrainState:
     shardings = state_shardings(state, make_mesh(MeshConfig(data=devices)))
     return jax.tree.map(
@@ -47,37 +42,30 @@ def steps_of(workdir) -> set[int]:
     return {int(path.name) for path in (workdir / CHECKPOINTS).iterdir() if path.name.isdigit()}
 
 
-def test_restores_every_bit_and_the_position_of_the_data_onto_another_mesh(tmp_path):
-    state, iterator = make_state(1.5), make_iterator()
+def test_restores_every_bit_onto_another_mesh(tmp_path):
+    state = make_state(1.5)
     state = jax.device_put(state, state_shardings(state, make_mesh(MeshConfig(data=8))))
-    for _ in range(5):
-        next(iterator)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        checkpoints.save(3, state, iterator, None)
-    expected = [next(iterator) for _ in range(3)]
-
-    fresh = make_iterator()
+        checkpoints.save(3, state, None)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
         assert checkpoints.latest_step == 3
-        restored = checkpoints.restore(abstract(state, devices=2), fresh)
+        restored = checkpoints.restore(abstract(state, devices=2))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(x, y)
         assert x.sharding.device_set == set(jax.devices()[:2])
-    assert [next(fresh) for _ in range(3)] == expected
 
 
 def test_saves_what_the_state_was_although_it_is_donated_meanwhile(tmp_path):
     state = make_state(1.0, size=3_000_000)
     expected = np.array(state.trainable["params"]["a"]["fc1"]["bias"])
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
-    iterator = make_iterator()
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        checkpoints.save(1, state, iterator, None)
+        checkpoints.save(1, state, None)
         for _ in range(3):
             state = overwrite(state)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        restored = checkpoints.restore(abstract(state, devices=1), iterator)
+        restored = checkpoints.restore(abstract(state, devices=1))
     np.testing.assert_array_equal(restored.trainable["params"]["a"]["fc1"]["bias"], expected)
 
 
@@ -86,24 +74,24 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
         for step, score in scores.items():
             metrics = None if score is None else {"top1": score}
-            checkpoints.save(step, make_state(step), make_iterator(), metrics)
+            checkpoints.save(step, make_state(step), metrics)
     assert steps_of(tmp_path) == {2, 5, 6}
     # Across a restart as well.
     with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
-        checkpoints.save(7, make_state(7), make_iterator(), {"top1": 0.5})
+        checkpoints.save(7, make_state(7), {"top1": 0.5})
     assert steps_of(tmp_path) == {2, 6, 7}
 
 
 def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path):
     with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
-        checkpoints.save(1, make_state(1), make_iterator(), None)
+        checkpoints.save(1, make_state(1), None)
     directory = tmp_path / CHECKPOINTS
     half = directory / "2.orbax-checkpoint-tmp"
     shutil.copytree(directory / "1", half)
     assert has_checkpoint(tmp_path)
     with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
         assert checkpoints.latest_step == 1
-        checkpoints.save(2, make_state(2), make_iterator(), None)
+        checkpoints.save(2, make_state(2), None)
     assert not half.exists()
     assert steps_of(tmp_path) == {1, 2}
 
@@ -117,41 +105,41 @@ def test_only_a_half_written_checkpoint_is_none(tmp_path):
 def test_an_older_checkpoint_that_was_being_deleted_does_no_harm(tmp_path):
     with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, make_state(step), make_iterator(), {"top1": 0.1})
+            checkpoints.save(step, make_state(step), {"top1": 0.1})
     shutil.rmtree(tmp_path / CHECKPOINTS / "1" / "state")
     shutil.rmtree(tmp_path / CHECKPOINTS / "1" / "metrics")
     with Checkpoints(tmp_path, keep_last=1, best_metric="top1") as checkpoints:
         assert checkpoints.latest_step == 2
-        state = checkpoints.restore(abstract(make_state(0), devices=1), make_iterator())
+        state = checkpoints.restore(abstract(make_state(0), devices=1))
         assert int(state.step) == 2
-        checkpoints.save(3, make_state(3), make_iterator(), {"top1": 0.2})
+        checkpoints.save(3, make_state(3), {"top1": 0.2})
     assert steps_of(tmp_path) == {3}
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     checkpoints = Checkpoints(tmp_path, keep_last=1, best_metric="x")
-    checkpoints.save(1, make_state(1.0, size=1_000_000), make_iterator(), None)
+    checkpoints.save(1, make_state(1.0, size=1_000_000), None)
     checkpoints.wait()
     # A file cannot grow beyond the limit: the same failing write as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(CheckpointError, match="step 1 is whole") as error, checkpoints:
-            checkpoints.save(2, make_state(2.0, size=1_000_000), make_iterator(), None)
+            checkpoints.save(2, make_state(2.0, size=1_000_000), None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(tmp_path / CHECKPOINTS) in str(error.value)
     assert "\n" not in str(error.value)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
         assert checkpoints.latest_step == 1
-        state = checkpoints.restore(abstract(make_state(0, 1_000_000), 1), make_iterator())
+        state = checkpoints.restore(abstract(make_state(0, 1_000_000), 1))
     expected = make_state(1.0, size=1_000_000).trainable["params"]["a"]["fc1"]["bias"]
     np.testing.assert_array_equal(state.trainable["params"]["a"]["fc1"]["bias"], expected)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        checkpoints.save(4, make_state(1), make_iterator(), None)
+        checkpoints.save(4, make_state(1), None)
     for path in (tmp_path / CHECKPOINTS / "4" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
@@ -159,12 +147,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints,
         pytest.raises(CheckpointError, match=f"{CHECKPOINTS}/4 is damaged"),
     ):
-        checkpoints.restore(abstract(make_state(1), devices=1), make_iterator())
+        checkpoints.restore(abstract(make_state(1), devices=1))
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        checkpoints.save(4, make_state(1), make_iterator(), None)
+        checkpoints.save(4, make_state(1), None)
     experiment = build(Experiment, {"preprocess": {"image_size": 32}, "model": TINY})
     write_experiment(experiment, tmp_path)
     with pytest.raises(CheckpointError, match=r"/4 .*of another architecture than config\.json"):

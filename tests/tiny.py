@@ -8,7 +8,6 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 from PIL import Image
@@ -133,9 +132,8 @@ def write_workdir(workdir: Path, seed: int = 0, **groups) -> Path:
     tokenizer().save(workdir / "tokenizer.json")
     save_preprocess(PREPROCESS, workdir / "preprocessor_config.json")
     weights = {"params": params(seed), "quant": init_quant(params(seed), experiment.quant)}
-    iterator = iter(grain.MapDataset.range(1).to_iter_dataset())
     with Checkpoints(workdir, keep_last=1, best_metric="") as checkpoints:
-        checkpoints.save(1, {"trainable": weights}, iterator, None)
+        checkpoints.save(1, {"trainable": weights}, None)
     return workdir
 
 

@@ -95,8 +95,8 @@ class TrainExamples:
     """The endless stream of training examples, as one process sees it, with random access.
 
     Row r of global batch b is position b * batch_size + r of a `SampleOrder`. An example depends on
-    the sample and on how often it was seen before, and on nothing else. Process i of n owns the
-    rows i * batch_size / n up to (i + 1) * batch_size / n of every global batch.
+    the sample and on how often it was seen before, and on nothing else. A process sees its `rows`
+    of the batches `first_batch` and on.
     """
 
     data: Mixture
@@ -105,16 +105,16 @@ class TrainExamples:
     tokenizers: Mapping[str, Tokenizer]
     embeddings: Embeddings | None
     batch_size: int
-    shard_index: int
-    shard_count: int
+    rows: Sequence[int]
+    first_batch: int
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, local: int) -> Example:
-        rows = self.batch_size // self.shard_count
-        batch, row = divmod(local, rows)
-        epoch, first = self.order.at(batch * self.batch_size + self.shard_index * rows + row)
+        batch, place = divmod(local, len(self.rows))
+        position = (self.first_batch + batch) * self.batch_size + self.rows[place]
+        epoch, first = self.order.at(position)
         for skipped in range(MAX_CONSECUTIVE_BAD):
             number = (first + skipped) % len(self.data)
             try:
@@ -139,16 +139,22 @@ class TrainExamples:
 
 @dataclasses.dataclass(frozen=True)
 class EvalExamples:
-    """The samples in order, followed by padding up to a multiple of the batch size."""
+    """The samples in order, as one process sees them: its `rows` of every global batch.
+
+    They are followed by padding up to a whole batch.
+    """
 
     source: Source
     preprocess_cfg: PreprocessConfig
     batch_size: int
+    rows: Sequence[int]
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size) * self.batch_size
+        return -(-len(self.source) // self.batch_size) * len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, local: int) -> dict[str, np.ndarray]:
+        batch, place = divmod(local, len(self.rows))
+        index = batch * self.batch_size + self.rows[place]
         image, label, valid = None, -1, False
         if index < len(self.source):
             try:
@@ -174,15 +180,15 @@ def train_batches(
     batch_size: int,
     seed: int,
     num_workers: int = 0,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
+    first_batch: int = 0,
     teacher: View | None = None,
     embeddings: Embeddings | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled training batches.
 
-    The data is the same for every `num_workers` and, put together, for every `shard_count`. The
-    iterator's get_state and set_state continue exactly where it was, with the same num_workers.
+    A batch depends on its number alone: not on `num_workers`, not on which process reads which of
+    its rows, and not on where reading began.
 
     Args:
       source: samples; an unusable one gives way to the next usable one. Of a `Mixture` they are
@@ -192,27 +198,29 @@ def train_batches(
       batch_size: global batch size, over all processes.
       seed: non-negative; of the order, the crops and the choice of captions.
       num_workers: worker processes; 0 uses threads of this process.
-      shard_index, shard_count: this process and the number of processes that read the data.
+      rows: those of every global batch that this process reads; all by default.
+      first_batch: number of the global batch to begin with.
       teacher: how another model sees the same crop and caption.
       embeddings: of a teacher; the augmentations are then those that it has seen, in turn.
 
     Returns:
-      Batches of B = batch_size / shard_count rows: "images" float32 [B, S, S, 3], "tokens" int32
-      [B, L], and "skipped" int32 [B], the unusable samples met on the way to each row. Also
-      "teacher_images" and "teacher_tokens" where the teacher's differ from the student's, and with
-      embeddings "teacher_image_embeddings" and "teacher_text_embeddings" float32 [B, D].
+      Batches of B = len(rows) rows: "images" float32 [B, S, S, 3], "tokens" int32 [B, L], and
+      "skipped" int32 [B], the unusable samples met on the way to each row. Also "teacher_images"
+      and "teacher_tokens" where the teacher's differ from the student's, and with embeddings
+      "teacher_image_embeddings" and "teacher_text_embeddings" float32 [B, D].
 
     Raises:
-      ValueError: an empty source, a negative seed, or a batch that does not divide by shard_count.
-        When iterated: MAX_CONSECUTIVE_BAD unusable samples in a row.
+      ValueError: an empty source, a negative seed, or rows that the batch does not have. When
+        iterated: MAX_CONSECUTIVE_BAD unusable samples in a row.
     """
     data = source if isinstance(source, Mixture) else mixture_of(source)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    if batch_size < 1 or batch_size % shard_count:
-        raise ValueError(f"batch_size {batch_size} does not divide by {shard_count} processes")
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index must be in [0, {shard_count}), got {shard_index}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: must be at least 1")
+    rows = range(batch_size) if rows is None else rows
+    if not len(rows) or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise ValueError(f"rows {rows} are not some of a batch of {batch_size}")
     pixels, tokenizers = {"images": student.preprocess}, {"tokens": student.tokenizer}
     if teacher and not student.same_pixels(teacher):
         pixels["teacher_images"] = teacher.preprocess
@@ -225,22 +233,32 @@ def train_batches(
         tokenizers,
         embeddings,
         batch_size,
-        shard_index,
-        shard_count,
+        rows,
+        first_batch,
     )
-    return batches(examples, batch_size // shard_count, num_workers)
+    return batches(examples, len(rows), num_workers)
 
 
 def eval_batches(
-    source: Source, preprocess_cfg: PreprocessConfig, batch_size: int, num_workers: int = 0
+    source: Source,
+    preprocess_cfg: PreprocessConfig,
+    batch_size: int,
+    num_workers: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
     """Every sample once, in order.
 
+    Args:
+      rows: those of every global batch of `batch_size` that this process reads; all by default.
+
     Returns:
-      Batches of "images" float32 [B, S, S, 3], "labels" int32 [B], "index" int32 [B] (into the
-      source), "valid" bool [B]: False for unusable samples and for the padding of the last batch.
+      Batches of B = len(rows): "images" float32 [B, S, S, 3], "labels" int32 [B], "index" int32
+      [B] (into the source), "valid" bool [B]: False for unusable samples and for the padding of
+      the last batch.
     """
-    return batches(EvalExamples(source, preprocess_cfg, batch_size), batch_size, num_workers)
+    rows = range(batch_size) if rows is None else rows
+    examples = EvalExamples(source, preprocess_cfg, batch_size, rows)
+    return batches(examples, len(rows), num_workers)
 
 
 def batches(examples: Sequence[Example], batch_size: int, num_workers: int) -> grain.IterDataset:

@@ -13,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import tarfile
+import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def index_shards(shards: Sequence[str], folder: Path) -> tuple[Path, dict[str, A
     _index_in_parallel([pair for pair in zip(shards, tables, strict=True) if not pair[1].exists()])
     report = {"shards": list(shards), "samples": 0, "skipped": 0, "cut": []}
     # Several processes may do this at once: each writes its own files, the last ones stay.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     with naming(partial), open(partial, "wb") as file:
         bar = tqdm(zip(shards, tables, strict=True), "indexing", len(shards), disable=None)
         for number, (shard, table) in enumerate(bar):
@@ -105,7 +106,7 @@ def shard_index_path(shard: str, folder: Path) -> Path:
 
 def save_shard_index(path: Path, rows: np.ndarray, skipped: int, complaint: str) -> None:
     """Writes what `index_shard` returns to where `shard_index_path` says."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     with naming(partial), open(partial, "wb") as file:
         np.savez(file, rows=rows, skipped=skipped, complaint=complaint)
     os.replace(partial, path)

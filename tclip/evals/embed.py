@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from tclip.data import Source, eval_batches
@@ -35,26 +36,30 @@ def embed_images(
 ) -> ImageEmbeddings:
     """Embeds every readable image of `source`.
 
+    Each process reads its part of the images, and all return the same.
+
     Raises:
       ValueError: no image can be read, or the model's embeddings are not finite.
     """
-    parts = []
-    batches = eval_batches(source, model.preprocess, batch_size, num_workers)
+    size = model.batch_size(batch_size)
+    batches = eval_batches(source, model.preprocess, size, num_workers, model.local_rows(size))
+    embeddings, rows = [], -(-len(source) // size) * size
+    labels_N, valid_N = np.full(rows, -1, np.int32), np.zeros(rows, np.bool_)
     with tqdm(total=len(source), desc=f"images of {source.name}", disable=None) as bar:
         for batch in batches:
-            # The whole batch is encoded, so that every batch has the shape that is compiled.
-            embeddings_BxD = model.encode_image(batch["images"])
-            valid_B = batch["valid"]
-            parts.append(
-                (embeddings_BxD[valid_B], batch["labels"][valid_B], batch["index"][valid_B])
-            )
-            bar.update(int(valid_B.sum()))
-    embeddings_NxD, labels_N, index_N = map(np.concatenate, zip(*parts, strict=True))
+            embeddings.append(model.encode_image_rows(batch["images"], size))
+            labels_N[batch["index"]], valid_N[batch["index"]] = batch["labels"], batch["valid"]
+            bar.update(min(size, len(source) - bar.n))
+    # Whoever has not read a row says -1 and False.
+    gathered = multihost_utils.process_allgather((labels_N, valid_N))
+    labels_N, valid_N = (x.max(axis=0) for x in gathered)
+    (index_N,) = np.nonzero(valid_N)
     if not len(index_N):
         raise ValueError(f"{source.name}: none of its {len(source)} images can be read")
+    embeddings_NxD = np.concatenate(embeddings)[index_N]
     check_finite("images", embeddings_NxD)
     skipped = source.left_out + len(source) - len(index_N)
-    return ImageEmbeddings(embeddings_NxD, labels_N, index_N, skipped)
+    return ImageEmbeddings(embeddings_NxD, labels_N[index_N], index_N.astype(np.int32), skipped)
 
 
 def embed_texts(model: Model, what: str, texts: Sequence[str]) -> np.ndarray:

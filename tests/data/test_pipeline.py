@@ -1,6 +1,7 @@
 """The pipeline: one stream of batches, whoever reads it and with how many workers."""
 
 import dataclasses
+import functools
 import io
 import itertools
 
@@ -118,40 +119,24 @@ def test_one_worker_process_gives_the_same_data_as_threads(tiny_shapes, tokenize
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_state_resumes_exactly(tiny_shapes, tokenizer, workers):
+def test_reading_can_begin_with_any_batch(tiny_shapes, tokenizer, workers):
     source = tiny_shapes("train")
-    expected = take(train_batches(source, View(CFG, tokenizer), 8, seed=3), 7)
-    dataset = train_batches(source, View(CFG, tokenizer), 8, seed=3, num_workers=workers)
-    iterator = iter(dataset)
-    for batch in expected[:3]:
-        assert_equal(next(iterator), batch)
-    state = iterator.get_state()
-    next(iterator)
-    close(iterator)
-    fresh = iter(dataset)
-    fresh.set_state(state)
-    for batch in expected[3:]:
-        assert_equal(next(fresh), batch)
-    fresh.set_state(state)
-    assert_equal(next(fresh), expected[3])
-    close(fresh)
+    read = functools.partial(train_batches, source, View(CFG, tokenizer), 8, seed=3)
+    expected = take(read(), 7)
+    for first in (3, 4):
+        later = take(read(num_workers=workers, first_batch=first), 7 - first)
+        for ours, theirs in zip(later, expected[first:], strict=True):
+            assert_equal(ours, theirs)
 
 
-def test_processes_split_the_rows_of_every_global_batch(tiny_shapes, tokenizer):
+@pytest.mark.parametrize("parts", [((0, 1, 2, 3), (4, 5, 6, 7)), ((1, 2, 6), (0, 3, 4, 5, 6, 7))])
+def test_processes_read_their_rows_of_every_global_batch(tiny_shapes, tokenizer, parts):
     source = tiny_shapes("train")
-    whole = take(train_batches(source, View(CFG, tokenizer), 8, seed=3), 4)
-    for count in (2, 4):
-        parts = [
-            take(
-                train_batches(
-                    source, View(CFG, tokenizer), 8, seed=3, shard_index=i, shard_count=count
-                ),
-                4,
-            )
-            for i in range(count)
-        ]
-        for batch, rows in zip(whole, zip(*parts, strict=True), strict=True):
-            assert_equal(batch, {k: np.concatenate([row[k] for row in rows]) for k in batch})
+    read = functools.partial(train_batches, source, View(CFG, tokenizer), 8, seed=3)
+    whole = take(read(), 4)
+    for rows in parts:
+        for batch, part in zip(whole, take(read(rows=rows), 4), strict=True):
+            assert_equal(part, {key: value[list(rows)] for key, value in batch.items()})
 
 
 def test_bad_samples_give_way_to_the_next_and_are_counted(tokenizer):
@@ -182,15 +167,19 @@ def test_evaluation_sees_every_sample_once_and_pads():
     assert (joined["labels"].dtype, joined["valid"].dtype) == (np.int32, np.bool_)
     image = Image.new("RGB", (20, 20), (9, 9, 9))
     np.testing.assert_array_equal(joined["images"][9], preprocess(image, CFG))
+    for batch, part in zip(
+        batches, take(eval_batches(source, CFG, 4, rows=(1, 2)), 99), strict=True
+    ):
+        assert_equal(part, {key: value[1:3] for key, value in batch.items()})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 6, "shard_count": 4}, "6 does not divide by 4"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"seed": -1}, "seed"),
-        ({"shard_index": 2, "shard_count": 2}, "shard_index"),
+        ({"rows": (3, 4)}, "are not some of a batch of 4"),
+        ({"rows": ()}, "are not some of a batch of 4"),
         ({"source": Numbers(0)}, "'numbers' is empty"),
     ],
 )
