@@ -66,7 +66,7 @@ def create_state(
     adapters = {}
     if teacher_model is not None:
         adapters = init_adapters(
-            adapters_key, _widths(experiment.model), _widths(teacher_model), experiment.loss
+            adapters_key, widths(experiment.model), widths(teacher_model), experiment.loss
         )
     quant = init_quant(params, experiment.quant)
     trainable = {"params": params, "quant": quant, "adapters": adapters}
@@ -80,7 +80,8 @@ def create_state(
     )
 
 
-def _widths(model: CLIPConfig) -> Widths:
+def widths(model: CLIPConfig) -> Widths:
+    """The widths of a model that distillation has to bridge."""
     return Widths(model.embed_dim, model.vision.width, model.text.width)
 
 
