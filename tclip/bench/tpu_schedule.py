@@ -5,9 +5,7 @@ figures are deterministic, so that a change of a kernel shows to the last instru
 out stalls, and the time in which the first block is fetched and the last one written.
 """
 
-import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from tclip.bench.schedule import dump_flags
 from tclip.tables import markdown_table, percent
+from tclip.tpu_compiler import environment, libtpu_version
 
 TABLE = Path(__file__).with_suffix(".json")
 # The device kinds of the chips, and their cores.
@@ -80,7 +79,7 @@ def run(
                 results[job["kernel"]] = answer | {"blocks": job.get("blocks")}
         print(f"\n{chip}")
         print(_table(chip, schedules[chip]))
-    return {"libtpu": _libtpu_version(), "jax": jax.__version__, "schedules": schedules}
+    return {"libtpu": libtpu_version(), "jax": jax.__version__, "schedules": schedules}
 
 
 def _shape(size: str) -> tuple[int, int, int]:
@@ -109,7 +108,7 @@ def compile_jobs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises:
       ValueError: libtpu is not installed.
     """
-    _libtpu_version()
+    libtpu_version()
     answers = []
     with tqdm(total=len(jobs), disable=None, unit="program") as bar:
         while len(answers) < len(jobs):
@@ -123,22 +122,14 @@ def compile_jobs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _compile_in_process(jobs: list[dict[str, Any]]):
     """Yields the answers of one process, until it has none or dies; then an error for the next."""
     with tempfile.TemporaryDirectory() as dump:
-        environment = os.environ | {
-            "LIBTPU_INIT_ARGS": dump_flags(Path(dump)),
-            "JAX_PLATFORMS": "cpu",
-            # Compiling asks for no TPU: neither the metadata server nor the lock of the device.
-            "TPU_SKIP_MDS_QUERY": "1",
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }
+        dumping = environment() | {"LIBTPU_INIT_ARGS": dump_flags(Path(dump))}
         with subprocess.Popen(
             [sys.executable, "-m", "tclip.bench.tpu_programs", dump],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=dumping,
         ) as process:
             for job in jobs:
                 answer = _ask(process, job)
@@ -159,13 +150,6 @@ def _ask(process: subprocess.Popen, job: dict[str, Any]) -> dict[str, Any] | Non
         if line.startswith("answer "):
             return json.loads(line.removeprefix("answer "))
     return None
-
-
-def _libtpu_version() -> str:
-    try:
-        return importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
-        raise ValueError('compiling for TPUs needs libtpu: pip install "tclip[tpu]"') from None
 
 
 def bounds(chip: str, shape: tuple[int, int, int], int8: bool, weight_bits: int) -> tuple:
