@@ -76,13 +76,13 @@ def logits_flops(model: CLIPConfig, batch_size: int) -> float:
 
 def _adapter_flops(experiment: Experiment, teacher_model: CLIPConfig) -> float:
     """Operations of the projections that bridge the widths of student and teacher."""
-    adapters = jax.eval_shape(
-        lambda key: init_adapters(
-            key, widths(experiment.model), widths(teacher_model), experiment.loss
-        ),
-        jax.random.key(0),
-    )
     model = experiment.model
+    # The key is made within, so that no device is asked for.
+    adapters = jax.eval_shape(
+        lambda: init_adapters(
+            jax.random.key(0), widths(model), widths(teacher_model), experiment.loss
+        )
+    )
     tokens = {"image": model.vision.num_tokens, "text": model.text.context_length}
     return sum(
         2.0 * x.size * (tokens[name.partition("_")[0]] if "_hidden_" in name else 1)

@@ -21,19 +21,17 @@ from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
-from tclip.optim import learning_rate, make_optimizer
 from tclip.prepare import Run, continue_as, prepare_run
+from tclip.program import make_program
 from tclip.quant import ternarize_params
 from tclip.sharding import (
     batch_sharding,
     check_batch,
     make_mesh,
     param_shardings,
-    replicated,
-    state_shardings,
 )
-from tclip.state import TrainState, create_state
-from tclip.step import Batch, make_train_step
+from tclip.state import TrainState
+from tclip.step import Batch
 from tclip.teacher import put_teacher
 
 RESULT_FILE = "result.json"
@@ -76,30 +74,25 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
     run = prepare_run(experiment, workdir)
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
-    optimizer = make_optimizer(experiment.optim, config.steps)
-    schedule = learning_rate(experiment.optim, config.steps)
-    step_fn = make_train_step(experiment, teacher, optimizer, schedule, mesh)
     teacher_params = put_teacher(run.teacher, run.cache, mesh)
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
-    init = functools.partial(create_state, experiment, teacher, optimizer)
     first_weights, batches_from = run.start, make_reader(run, mesh)
     tokenizer = run.tokenizer
     del run  # and with it the teacher's copy in host memory
-    abstract_state = jax.eval_shape(init, first_weights)
-    shardings = state_shardings(abstract_state, mesh)
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    evaluate = make_evaluation(experiment, tokenizer, shardings.trainable["params"])
+    program = make_program(experiment, teacher, mesh, first_weights)
+    param_sharding = jax.tree.map(lambda x: x.sharding, program.state.trainable["params"])
+    evaluate = make_evaluation(experiment, tokenizer, param_sharding)
 
     with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
         start = checkpoints.latest_step or 0
         if start:
             logger.info("%s: continuing after step %d", workdir, start)
-            state = checkpoints.restore(_place(abstract_state, shardings))
+            state = checkpoints.restore(program.state)
         else:
             if first_weights is not None:
                 first_weights = put_whole(first_weights, param_shardings(first_weights, mesh))
-            state = jax.jit(init, out_shardings=shardings)(first_weights)
+            state = program.init(first_weights)
         del first_weights
 
         batches = batches_from(start)
@@ -107,7 +100,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             workdir, start, config.steps, config.batch_size, config.log_every
         ) as writer:
             for step in range(start + 1, config.steps + 1):
-                state, metrics = step_fn(state, teacher_params, next(batches))
+                state, metrics = program.step(state, teacher_params, next(batches))
                 writer.write_train(step, metrics)
                 evaluation = None
                 if evaluate and is_due(step, config.eval_every, config.steps):
@@ -193,11 +186,3 @@ def write_result(workdir: Path) -> None:
         if row["step"] == rows[-1]["step"]:
             result |= row
     write_whole(workdir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-
-
-def _place(abstract_state: TrainState, shardings: Any) -> TrainState:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract_state,
-        shardings,
-    )

@@ -132,7 +132,11 @@ def test_known_models():
     experiment = experiment_of(model, loss=LossConfig(contrastive_weight=0.0))
     assert step_flops(experiment, None) == pytest.approx(123.3e9, rel=5e-4)
     assert forward_flops(teacher) == pytest.approx(175.3e9, rel=5e-4)
-    # The same by hand, as of a batch of 256.
+    # Layer by layer: 197 image tokens of width 768, 77 text tokens of width 512, 12 layers each.
+    image = 12 * 197 * (24 * 768**2 + 4 * 197 * 768) + 2 * 196 * 3 * 16**2 * 768 + 2 * 768 * 512
+    text = 12 * 77 * (24 * 512**2 + 4 * 77 * 512) + 2 * 512 * 512
+    assert forward_flops(model) == image + text
+    # In a batch of 256 every image is compared with as many texts.
     clip = experiment_of(model, loss=LossConfig())
     assert step_flops(clip, None) - step_flops(experiment, None) == 3 * 2 * 256 * 512
 

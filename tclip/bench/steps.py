@@ -1,7 +1,6 @@
 """Training steps to be timed: compiled, with a state and a random batch to run on."""
 
 import dataclasses
-import functools
 import time
 
 import jax
@@ -10,10 +9,10 @@ import numpy as np
 
 from tclip.experiment import Experiment
 from tclip.models import CLIPConfig, architecture
-from tclip.optim import learning_rate, make_optimizer
-from tclip.sharding import MeshConfig, make_mesh, state_shardings
-from tclip.state import Params, create_state
-from tclip.step import Batch, make_train_step
+from tclip.program import make_program
+from tclip.sharding import MeshConfig, make_mesh
+from tclip.state import Params
+from tclip.step import Batch
 
 
 def cut_architecture(arch: str, layers: int, dtype: str) -> CLIPConfig:
@@ -36,15 +35,9 @@ class TimedStep:
         teacher_model: CLIPConfig | None = None,
         teacher_params: Params | None = None,
     ):
-        steps = experiment.train.steps
-        optimizer = make_optimizer(experiment.optim, steps)
-        schedule = learning_rate(experiment.optim, steps)
-        mesh = make_mesh(MeshConfig(data=1))
-        step = make_train_step(experiment, teacher_model, optimizer, schedule, mesh)
-        init = functools.partial(create_state, experiment, teacher_model, optimizer, None)
-        shardings = state_shardings(jax.eval_shape(init), mesh)
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-        self._state = jax.jit(init, out_shardings=shardings)()
+        program = make_program(experiment, teacher_model, make_mesh(MeshConfig(data=1)))
+        self._step = program.step
+        self._state = program.init(None)
         self._inputs = teacher_params, batch
         self.seconds()
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from tclip.bench.steps import TimedStep, cut_architecture, experiment_of, random_batch
 from tclip.experiment import TeacherConfig
+from tclip.flops import forward_flops
 from tclip.losses import LossConfig
-from tclip.models import CLIPConfig, init_params
+from tclip.models import init_params
 from tclip.quant import TernaryPolicy
 from tclip.tables import markdown_table
 
@@ -72,18 +73,3 @@ def run(
         "ratio_range": (min(ratios), max(ratios)),
         "ratio_by_flops": by_flops,
     }
-
-
-def forward_flops(model: CLIPConfig) -> float:
-    """Floating-point operations of both towers for one pair, two for a multiplication and addition.
-
-    Per layer and token 24 width^2 in the linear layers (of a feed-forward four times as wide) and
-    4 tokens width in the attention; then the patch embedding.
-    """
-    total = 0.0
-    towers = (model.vision, model.vision.num_tokens), (model.text, model.text.context_length)
-    for tower, tokens in towers:
-        linear = 8 * tower.width**2 + 4 * tower.width * tower.mlp_dim
-        total += tower.layers * tokens * (linear + 4 * tokens * tower.width)
-    patches = (model.vision.image_size // model.vision.patch_size) ** 2
-    return total + 2 * patches * 3 * model.vision.patch_size**2 * model.vision.width

@@ -1,0 +1,63 @@
+"""The two programs of a training run, its state's beginning and its step, placed on a mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from tclip.experiment import Experiment
+from tclip.models import CLIPConfig
+from tclip.optim import learning_rate, make_optimizer
+from tclip.sharding import replicated, state_shardings
+from tclip.state import Params, TrainState, create_state
+from tclip.step import StepFunction, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Jitted functions, and what they work on.
+
+    Attributes:
+      init: from the parameters to start from, or None, to the state; it is born on the mesh.
+      step: as `make_train_step` says; it consumes the state.
+      state: shapes, dtypes and shardings of the state.
+    """
+
+    init: Callable[[Params | None], TrainState]
+    step: StepFunction
+    state: TrainState
+
+
+def make_program(
+    experiment: Experiment,
+    teacher_model: CLIPConfig | None,
+    mesh: Mesh,
+    start: Params | None = None,
+) -> Program:
+    """Returns the programs of an experiment, not yet compiled.
+
+    Args:
+      teacher_model: architecture of the teacher, or None.
+      start: the parameters to start from, or their shapes; None for random ones.
+
+    Raises:
+      ValueError: the state cannot be spread over the mesh.
+    """
+    steps = experiment.train.steps
+    optimizer = make_optimizer(experiment.optim, steps)
+    schedule = learning_rate(experiment.optim, steps)
+    init = functools.partial(create_state, experiment, teacher_model, optimizer)
+    shapes = jax.eval_shape(init, start)
+    shardings = state_shardings(shapes, mesh)
+    step = make_train_step(experiment, teacher_model, optimizer, schedule, mesh)
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
+        state=jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        ),
+    )
