@@ -7,11 +7,14 @@ from typing import Any
 from tclip.data import PreprocessConfig, Tokenizer, load_pretrained_tokenizer
 from tclip.interop.hub import resolve
 from tclip.interop.huggingface import CONFIG, WEIGHTS, load_huggingface
+from tclip.interop.huggingface_config import read_config
 from tclip.interop.huggingface_save import save_huggingface
 from tclip.interop.open_clip import OPEN_CLIP_CONFIG, load_open_clip
+from tclip.interop.open_clip import read_config as read_model_cfg
+from tclip.interop.section import read_section
 from tclip.models import CLIPConfig
 
-__all__ = ["load_pretrained", "save_huggingface"]
+__all__ = ["load_pretrained", "read_architecture", "save_huggingface"]
 
 
 def load_pretrained(
@@ -39,9 +42,7 @@ def load_pretrained(
     elif (folder / CONFIG).is_file():
         config, params, preprocess = load_huggingface(folder)
     else:
-        raise FileNotFoundError(
-            f"{folder} is no model folder: it has neither {CONFIG} nor {OPEN_CLIP_CONFIG}"
-        )
+        raise _no_model(folder)
     tokenizer = load_pretrained_tokenizer(folder, config.text.context_length)
     if config.text.pooling == "last":
         # Their configs do not know its id, nor do the models need it.
@@ -51,3 +52,23 @@ def load_pretrained(
             raise ValueError(f"{folder}: the tokenizer is not the model's: {error}") from None
         config = dataclasses.replace(config, text=text)
     return config, params, tokenizer, preprocess
+
+
+def read_architecture(folder: Path) -> CLIPConfig:
+    """Reads the config alone of a model folder, be there weights or not; blocks one by one.
+
+    Raises:
+      FileNotFoundError: it is no folder of Hugging Face or open_clip.
+      ValueError: its config is broken, or that of a model of another kind.
+    """
+    if (folder / CONFIG).is_file():
+        return read_config(read_section(folder / CONFIG))
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return read_model_cfg(read_section(folder / OPEN_CLIP_CONFIG).section("model_cfg"))
+    raise _no_model(folder)
+
+
+def _no_model(folder: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{folder} is no model folder: it has neither {CONFIG} nor {OPEN_CLIP_CONFIG}"
+    )

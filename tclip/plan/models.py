@@ -1,0 +1,78 @@
+"""Which architectures a run has, where the models that its config names need not be at hand."""
+
+import dataclasses
+from pathlib import Path
+
+from tclip.experiment import Experiment, check_hidden_layers, is_workdir, read_experiment
+from tclip.inference import RUNTIME_KEYS
+from tclip.interop import read_architecture
+from tclip.models import CLIPConfig, architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Attributes: experiment: with the student's architecture; teacher: its, or None; notes: what
+    had to be assumed, for people."""
+
+    experiment: Experiment
+    teacher: CLIPConfig | None
+    notes: tuple[str, ...] = ()
+
+
+def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
+    """Finds the architectures of teacher and student without reading weights or the network.
+
+    Args:
+      teacher_arch: name of the teacher's architecture; "" to read it from teacher.path, which then
+        has to be a folder.
+
+    Raises:
+      ValueError: an unknown architecture, or none is given and there is no folder.
+    """
+    teacher, notes = None, []
+    if experiment.teacher.path:
+        teacher = _as_student(_teacher(experiment, teacher_arch), experiment)
+        check_hidden_layers(experiment.loss, "teacher", teacher)
+    elif teacher_arch:
+        raise ValueError(f"--teacher_arch={teacher_arch}: the config has no teacher.path")
+    if experiment.adopts_architecture:
+        named = teacher if experiment.init == "teacher" else _in_folder(experiment.init)
+        if named is None:
+            notes.append(
+                f"init={experiment.init!r} is no folder here: the student is taken to be "
+                "config.model"
+            )
+        else:
+            experiment = _adopt(experiment, _as_student(named, experiment))
+    return Models(experiment, teacher, tuple(notes))
+
+
+def _teacher(experiment: Experiment, name: str) -> CLIPConfig:
+    if name:
+        return architecture(name)
+    found = _in_folder(experiment.teacher.path)
+    if found is None:
+        raise ValueError(
+            f"teacher.path={experiment.teacher.path!r} is no folder here: name its architecture by "
+            "--teacher_arch, for instance --teacher_arch=ViT-L/14"
+        )
+    return found
+
+
+def _in_folder(path: str) -> CLIPConfig | None:
+    """The architecture of a workdir or of a folder of Hugging Face or open_clip, else None."""
+    if not Path(path).is_dir():
+        return None
+    return read_experiment(Path(path)).model if is_workdir(path) else read_architecture(Path(path))
+
+
+def _as_student(model: CLIPConfig, experiment: Experiment) -> CLIPConfig:
+    """Computed as the student is, like `tclip.teacher.load_float`."""
+    return dataclasses.replace(
+        model, **{key: getattr(experiment.model, key) for key in RUNTIME_KEYS}
+    )
+
+
+def _adopt(experiment: Experiment, model: CLIPConfig) -> Experiment:
+    preprocess = dataclasses.replace(experiment.preprocess, image_size=model.vision.image_size)
+    return dataclasses.replace(experiment, model=model, preprocess=preprocess)
