@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ _TOPOLOGY = re.compile(r"(?:(\d+)x)?([a-z]\w*:\d+(?:x\d+)*)")
 # As in "(26.72G) exceeds available HBM", or "Used 17.1G of 15.75G hbm".
 _NEEDED = re.compile(r"([\d.]+)([KMGT])\)? (?:exceeds available HBM|of [\d.]+[KMGT] hbm)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,7 @@ def compile_step(
         "topology": topology.name,
         "slices": topology.slices,
     }
+    logger.info("compiling for %s", topology)
     answer = _ask(job, f"the compiler for {topology}")
     if "error" in answer:
         raise ValueError(answer["error"].partition("\n")[0])

@@ -1,6 +1,7 @@
 """From a compiled step to what a run on these chips would be: does it fit, how fast, how long."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tclip.chips import Chip, chip_of
@@ -8,7 +9,8 @@ from tclip.experiment import Experiment
 from tclip.flops import step_flops
 from tclip.models import CLIPConfig
 from tclip.plan.collectives import Traffic
-from tclip.plan.compiler import Compiled, Topology
+from tclip.plan.compiler import Compiled, Topology, compile_step
+from tclip.plan.models import Models
 from tclip.tables import markdown_table, percent
 
 
@@ -84,6 +86,12 @@ class Plan:
             values |= {name: getattr(self, name) for name in names}
             values["chip_hours"] = self.chips * self.hours
         return values
+
+
+def plan_run(models: Models, cached: bool, topology: Topology) -> Plan:
+    """Compiles a run's step and plans by it; see `compile_step` and `make_plan`."""
+    compiled = compile_step(models.experiment, models.teacher, cached, topology)
+    return make_plan(models.experiment, models.teacher, cached, topology, compiled)
 
 
 def make_plan(
@@ -175,7 +183,9 @@ def describe(plan: Plan) -> str:
         ("batch", f"{plan.batch_size:,} pairs, {plan.batch_size / plan.chips:g} a chip"),
         ("fits", "yes" if plan.fits else "NO"),
     ]
-    rows += [(f"HBM a chip, {name}", gibibytes(size)) for name, size in plan.memory.items() if size]
+    rows += [
+        (f"HBM a chip, {name}", _gibibytes(size)) for name, size in plan.memory.items() if size
+    ]
     rows += [
         ("model FLOPs a sample", _prefixed(plan.sample_flops)),
         ("model FLOPs a step", _prefixed(plan.model_flops)),
@@ -199,6 +209,19 @@ def describe(plan: Plan) -> str:
     return markdown_table((plan.topology, ""), rows)
 
 
+def compare(plans: Mapping[str, Plan], what: str) -> str:
+    """A table with a row for each plan; `what` heads their names."""
+    header = (what, "fits", "HBM a chip", "binds", "samples/s", "MFU", "hours", "chip-hours")
+    rows = []
+    for name, plan in plans.items():
+        row = [name, "yes" if plan.fits else "NO", _gibibytes(plan.memory["total"])]
+        if plan.seconds:
+            row += [plan.binds, f"{plan.samples_per_second:,.0f}", percent(plan.mfu)]
+            row += [f"{plan.hours:,.1f}", f"{plan.chips * plan.hours:,.0f}"]
+        rows.append(row + [""] * (len(header) - len(row)))
+    return markdown_table(header, rows)
+
+
 def _traffic_rows(traffic: tuple[Traffic, ...]) -> list[tuple[str, str]]:
     rows = []
     for network, key in (("ICI", "ici_bytes"), ("DCN", "dcn_bytes")):
@@ -211,7 +234,7 @@ def _traffic_rows(traffic: tuple[Traffic, ...]) -> list[tuple[str, str]]:
     return rows
 
 
-def gibibytes(size: float) -> str:
+def _gibibytes(size: float) -> str:
     """Bytes as GiB, as the memory of chips is counted."""
     return f"{size / 2**30:.2f} GiB"
 

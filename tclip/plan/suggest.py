@@ -6,11 +6,9 @@ import logging
 from typing import Any
 
 from tclip.experiment import Experiment
-from tclip.models import CLIPConfig
-from tclip.plan.compiler import Topology, compile_step
+from tclip.plan.compiler import Topology
 from tclip.plan.models import Models
-from tclip.plan.report import Plan, gibibytes, make_plan
-from tclip.tables import markdown_table, percent
+from tclip.plan.report import Plan, compare, plan_run
 
 # Mildest first: what already fits is not recomputed further.
 REMATS = ("none", "dots", "full")
@@ -78,30 +76,17 @@ def _plan(models: Models, cached: bool, topology: Topology, changes: dict[str, i
         group, name = key.split(".")
         changed = dataclasses.replace(getattr(experiment, group), **{name: value})
         experiment = dataclasses.replace(experiment, **{group: changed})
-    teacher: CLIPConfig | None = models.teacher
+    teacher = models.teacher
     if teacher is not None:
         teacher = dataclasses.replace(teacher, remat=experiment.model.remat)
-    compiled = compile_step(experiment, teacher, cached, topology)
-    return make_plan(experiment, teacher, cached, topology, compiled)
+    return plan_run(Models(experiment, teacher), cached, topology)
 
 
 def describe_candidates(candidates: list[Candidate]) -> str:
-    """A table of them, with the flags to give."""
-    rows = [
-        (
-            _flags(c.changes),
-            gibibytes(c.plan.memory["total"]),
-            c.plan.binds,
-            f"{c.plan.samples_per_second:,.0f}",
-            percent(c.plan.mfu),
-            f"{c.plan.chips * c.plan.hours:,.1f}",
-        )
-        for c in candidates
-    ]
-    if not rows:
+    """A table of them, by the flags to give."""
+    if not candidates:
         return "nothing that was tried fits"
-    header = ("changes", "HBM a chip", "binds", "samples/s", "MFU", "chip-hours")
-    return markdown_table(header, rows)
+    return compare({_flags(c.changes): c.plan for c in candidates}, "changes")
 
 
 def _flags(changes: dict[str, int | str]) -> str:

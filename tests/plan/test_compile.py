@@ -15,7 +15,7 @@ from tclip.experiment import Experiment, TeacherConfig
 from tclip.flops import step_flops
 from tclip.losses import LossConfig
 from tclip.models import CLIPConfig
-from tclip.plan import compiler, suggest
+from tclip.plan import compiler, report, suggest
 from tclip.plan.compiler import Compiled, Topology, compile_step
 from tclip.plan.models import Models
 from tclip.quant import TernaryPolicy
@@ -149,7 +149,7 @@ def test_the_search_takes_what_fits_and_orders_by_speed(monkeypatch):
             out_of_memory="Ran out" if remat == "none" else "",
         )
 
-    monkeypatch.setattr(suggest, "compile_step", fake)
+    monkeypatch.setattr(report, "compile_step", fake)
     models = Models(experiment(64, mesh=MeshConfig()), model())
     found = suggest.search(models, cached=False, topology=SQUARE)
     # Stops at the first that fits, and at what the chips refuse.
@@ -172,6 +172,6 @@ def test_nothing_that_can_be_compiled_is_an_error(monkeypatch):
     def refuse(*_):
         raise ValueError("no such chip")
 
-    monkeypatch.setattr(suggest, "compile_step", refuse)
+    monkeypatch.setattr(report, "compile_step", refuse)
     with pytest.raises(ValueError, match="no such chip"):
         suggest.search(Models(experiment(), model()), cached=False, topology=SQUARE)
