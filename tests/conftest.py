@@ -1,9 +1,13 @@
 """Eight virtual CPU devices for every test, and a core for every process that runs tests."""
 
+import importlib.metadata
 import os
 
-# Before jax initialises its backend.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Before jax initialises its backend. A GPU is there only for the tests that ask for one by name.
+plugins = importlib.metadata.entry_points(group="jax_plugins")
+gpu = os.path.exists("/dev/nvidiactl") and any(p.name.startswith("xla_cuda") for p in plugins)
+os.environ["JAX_PLATFORMS"] = "cpu,cuda" if gpu else "cpu"
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )

@@ -1,6 +1,7 @@
 """Types of arrays under `jax.shard_map`."""
 
 import jax
+from jax.sharding import AxisType
 
 
 def vary_together(*arrays: jax.Array | None) -> list[jax.Array | None]:
@@ -15,3 +16,10 @@ def vary_together(*arrays: jax.Array | None) -> list[jax.Array | None]:
         a if a is None else jax.lax.pcast(a, tuple(sorted(axes - own)), to="varying")
         for a, own in zip(arrays, varying, strict=True)
     ]
+
+
+def split_by_compiler() -> bool:
+    """Whether XLA is to split what is traced here over devices, which it cannot do to a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(size > 1 and kind != AxisType.Manual for size, kind in axes)

@@ -15,6 +15,7 @@ V5E = AbstractDevice("TPU v5 lite", 1, "tpu")
 V5P = AbstractDevice("TPU v5p", 2, "tpu")
 V6E = AbstractDevice("TPU v6 lite", 1, "tpu")
 TPU7X = AbstractDevice("TPU7x", 1, "tpu")
+H100 = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
 
 
 def program_for(device: AbstractDevice):
@@ -31,6 +32,13 @@ def problem(lead, rows, columns, scale_shape, dtype, seed=0):
     x64, w64 = np.asarray(x, np.float64), codes * full_scale(scale, (rows, columns))
     tensor = TernaryTensor(pack(codes), jnp.asarray(scale), rows)
     return x, tensor, x64 @ w64, np.abs(x64) @ np.abs(w64)
+
+
+def shapes_of(m, k, n, scale_shape, dtype):
+    """The shapes of x and of a packed weight."""
+    scale = jax.ShapeDtypeStruct(scale_shape, jnp.float32)
+    words = jax.ShapeDtypeStruct((-(-k // 16), n), jnp.int32)
+    return jax.ShapeDtypeStruct((m, k), dtype), TernaryTensor(words, scale, k)
 
 
 def full_scale(scale, shape):

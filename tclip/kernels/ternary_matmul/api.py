@@ -12,15 +12,16 @@ import numpy as np
 from tclip.kernels.activations import ACTIVATIONS, activate
 from tclip.kernels.manual_axes import vary_together
 from tclip.kernels.target import target_device
-from tclip.kernels.ternary_matmul import reference, tpu
+from tclip.kernels.ternary_matmul import gpu, reference, tpu
 from tclip.kernels.ternary_matmul.gradient import transposed_products
 from tclip.quant.groups import check_grouping
 from tclip.quant.tensor import TernaryTensor
 
-# The first that is available runs. Each has
+# The first that is available runs, unless x has more rows than it is good for. Each has
 #   matmul(x_MxK, words, scale, bias, *, rows, activations, activation) -> [M, N] in x.dtype,
 #   unavailable(x_MxK, w, activations, device) -> why it cannot run there, "" if it can.
-IMPLEMENTATIONS: dict[str, ModuleType] = {"pallas_tpu": tpu, "xla": reference}
+IMPLEMENTATIONS: dict[str, ModuleType] = {"pallas_tpu": tpu, "pallas_gpu": gpu, "xla": reference}
+MOST_ROWS = {"pallas_gpu": gpu.MOST_ROWS}
 
 
 def ternary_matmul(
@@ -52,7 +53,7 @@ def ternary_matmul(
       bias: [N], added in float32.
       activation: None or a name in `ACTIVATIONS`, applied in float32.
       implementation: a name in `IMPLEMENTATIONS`; None takes the first that can run on the device
-        that the program is for (`target_device`).
+        that the program is for (`target_device`), and that is meant for as many rows (`MOST_ROWS`).
 
     Returns:
       [..., N] in x.dtype; products are accumulated in float32 or int32.
@@ -100,7 +101,8 @@ def _choose(x_MxK: jax.Array, w: TernaryTensor, activations: str, name: str | No
         return next(
             name
             for name, module in IMPLEMENTATIONS.items()
-            if not module.unavailable(x_MxK, w, activations, device)
+            if x_MxK.shape[0] <= MOST_ROWS.get(name, {}).get(activations, math.inf)
+            and not module.unavailable(x_MxK, w, activations, device)
         )
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {name!r}; use one of {list(IMPLEMENTATIONS)}")

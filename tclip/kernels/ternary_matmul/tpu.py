@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractDevice, AxisType
+from jax.sharding import AbstractDevice
 
 from tclip.kernels.activations import activate
 from tclip.kernels.int8 import LARGEST, quantize_rows, row_scales
+from tclip.kernels.manual_axes import split_by_compiler
 from tclip.kernels.ternary_matmul.blocks import LANES, ROWS, Blocks, choose_blocks
-from tclip.kernels.ternary_matmul.parts import block_scales
+from tclip.kernels.ternary_matmul.parts import block_scales, float32_is_exact
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
 
@@ -39,9 +40,7 @@ def unavailable(
     info = pltpu.get_tpu_info()
     if str(info.chip_version) not in ROWS:
         return f"{device.device_kind} does not read int2; v5e, v5p, v6e and TPU7x do"
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    if any(size > 1 and kind != AxisType.Manual for size, kind in axes):
+    if split_by_compiler():
         return "XLA cannot split a kernel over a mesh; call it under jax.shard_map"
     if 0 in (*x_MxK.shape, *w.shape):
         return "there is nothing to multiply"
@@ -242,9 +241,8 @@ def _terms(x: jax.Array) -> list[jax.Array]:
     """Arrays that the matrix unit takes and whose sum is x, to the precision that is asked for."""
     if x.dtype != jnp.float32:
         return [x]
-    exact = jax.config.jax_default_matmul_precision not in (None, "default", "fastest", "bfloat16")
     terms = []
-    for _ in range(3 if exact else 1):
+    for _ in range(3 if float32_is_exact() else 1):
         terms.append(x.astype(jnp.bfloat16))
         x = x - terms[-1].astype(jnp.float32)
     return terms

@@ -1,0 +1,141 @@
+"""The kernel for NVIDIA GPUs compiled to machine code, and run where there is a GPU.
+
+`pip install "tclip[cuda]"` brings the compiler, which needs no GPU.
+"""
+
+import functools
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from problems import TOLERANCE, integer_rows, problem, quantized, shapes_of
+
+from tclip.kernels import ternary_matmul
+from tclip.quant import TernaryTensor, pack
+
+# What XLA wants to know of a GPU that is not there: an H100, but for the compute capability.
+TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: {shared_memory} core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 13 }}
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@pytest.fixture(scope="module")
+def need_compiler():
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if not any(plugin.name.startswith("xla_cuda") for plugin in plugins):
+        pytest.skip("jax's compiler for NVIDIA GPUs is not installed")
+
+
+def compile_for_gpu(function, shapes, *, major=9, minor=0, shared_memory=232448):
+    """Compiles `function` for a GPU that need not be there."""
+    target = TARGET.format(major=major, minor=minor, shared_memory=shared_memory)
+    devices = topologies.get_topology_desc(
+        "1x1x1", platform="cuda", topology="1x1x1", target_config=target
+    ).devices
+    mesh = Mesh(devices[:1], ("x",), axis_types=(AxisType.Auto,))
+    here = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*shapes).compile()
+
+
+@pytest.mark.parametrize("activations", ["native", "int8"])
+@pytest.mark.parametrize("rows", [1, 32, 77])
+@pytest.mark.parametrize(
+    ("major", "minor", "shared_memory"),
+    [(8, 0, 166912), (8, 9, 101376), (9, 0, 232448), (10, 0, 232448)],
+)
+def test_it_compiles_without_a_gpu(need_compiler, major, minor, shared_memory, rows, activations):
+    function = functools.partial(
+        ternary_matmul, activations=activations, implementation="pallas_gpu"
+    )
+    card = {"major": major, "minor": minor, "shared_memory": shared_memory}
+    shapes = shapes_of(rows, 588, 1001, (1, 1001), jnp.bfloat16)
+    compiled = compile_for_gpu(function, shapes, **card)
+    assert compiled.as_text().count("xla.gpu.triton") == 1
+
+
+@pytest.mark.parametrize("activations", ["native", "int8"])
+def test_one_weight_is_expanded_at_a_time(need_compiler, activations):
+    def layers(x, *weights):
+        for w in weights:
+            x = ternary_matmul(x, w, activations=activations)
+        return x
+
+    x, w = shapes_of(72, 4096, 4096, (1, 4096), jnp.bfloat16)
+    memory = compile_for_gpu(layers, (x, *[w] * 6)).memory_analysis()
+    # Expanded to 8 bits. There is more: its words in another order, and parts of the result.
+    assert 4096**2 <= memory.temp_size_in_bytes < 2 * 4096**2
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    try:
+        device = jax.devices("cuda")[0]
+    except RuntimeError:
+        pytest.skip("there is no NVIDIA GPU")
+    with jax.default_device(device):
+        yield device
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(
+    ("shape", "scale_shape"),
+    [
+        ((1, 1, 1), ()),
+        ((1, 4096, 4096), (1, 4096)),
+        ((5, 588, 1001), (1, 1001)),
+        ((17, 768, 3072), (1, 1)),
+        ((32, 3072, 768), (3, 768)),
+        ((200, 1024, 4096), (1, 4096)),
+    ],
+)
+def test_products_on_a_gpu(gpu, shape, scale_shape, dtype):
+    m, k, n = shape
+    x, w, expected, magnitude = problem((m,), k, n, scale_shape, dtype)
+    with jax.default_matmul_precision("float32"):
+        y = jax.jit(functools.partial(ternary_matmul, implementation="pallas_gpu"))(x, w)
+    error = np.abs(np.asarray(y, np.float64) - expected)
+    assert (error <= TOLERANCE[dtype] * magnitude + 1e-12).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 588, 1001), (33, 4096, 4096), (200, 768, 3072)])
+def test_int8_sums_on_a_gpu_are_exact_integers(gpu, shape):
+    m, k, n = shape
+    codes = np.random.default_rng(0).integers(-1, 2, (k, n)).astype(np.int8)
+    w = TernaryTensor(pack(codes), jnp.ones((1, 1)), k)
+    x = integer_rows((m, k))
+    function = functools.partial(ternary_matmul, activations="int8", implementation="pallas_gpu")
+    y = jax.jit(function)(jnp.asarray(x, jnp.float32), w)
+    np.testing.assert_array_equal(y, x @ codes.astype(np.int64))
+
+
+@pytest.mark.parametrize("activations", ["native", "int8"])
+@pytest.mark.parametrize("rows", [1, 16, 64, 256])
+def test_what_a_gpu_takes_by_default(gpu, rows, activations):
+    x, w, expected, magnitude = problem((rows,), 768, 3072, (1, 3072), jnp.bfloat16)
+    if activations == "int8":
+        x64, w64 = quantized(x), np.asarray(w.dequantize(), np.float64)
+        # A value halfway between two integers may be rounded to the other.
+        step = np.abs(np.asarray(x, np.float64)).max(axis=-1, keepdims=True) / 127
+        expected, magnitude = x64 @ w64, (np.abs(x64) + step / 100) @ np.abs(w64)
+    y = jax.jit(functools.partial(ternary_matmul, activations=activations))(x, w)
+    error = np.abs(np.asarray(y, np.float64) - expected)
+    assert (error <= TOLERANCE[jnp.bfloat16] * magnitude).all()
