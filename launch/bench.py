@@ -15,7 +15,15 @@ from absl import flags
 
 from launch.cli import run
 
-BENCHMARKS = ("index", "loader", "teacher_cache", "tpu_schedule", "train_step")
+BENCHMARKS = (
+    "encoder",
+    "index",
+    "loader",
+    "matmul",
+    "teacher_cache",
+    "tpu_schedule",
+    "train_step",
+)
 _DEFINE = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; none by default")
 

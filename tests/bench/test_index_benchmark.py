@@ -27,8 +27,8 @@ def test_table_and_figures(tmp_path):
 
 def test_wrong_names_and_flags_are_refused():
     for args, message in (
-        ([], "name one benchmark: index, loader, "),
-        (["nothing"], "no benchmark 'nothing'; there are index, loader, "),
+        ([], "name one benchmark: encoder, index, "),
+        (["nothing"], "no benchmark 'nothing'; there are encoder, index, "),
         (["index", "--layers=2"], "Unknown command line flag 'layers'"),
     ):
         done = bench(*args)

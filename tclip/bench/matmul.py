@@ -1,0 +1,163 @@
+"""What products with ternary weights take on the device at hand, against XLA's dense ones.
+
+A product runs many times in one compiled loop, so that starting it costs nothing. A pass of the
+loop multiplies by several weights in turn, since a model does not find the one that it used last in
+a cache either. An element of x depends on the product before; what that and the loop take is a row
+of its own. Dense int8 products get activations that are quantised already; the ternary ones
+quantise theirs.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tclip.bench.tpu_schedule import LAYERS, ROWS
+from tclip.chips import chip_of
+from tclip.kernels import ternary_matmul
+from tclip.kernels.int8 import quantize_rows
+from tclip.quant import TernaryTensor, pack
+from tclip.tables import markdown_table, percent
+
+SQUARES = [(4096, 4096), (8192, 8192)]
+# Chips without an int8 matrix unit; the others multiply int8 at twice the rate of bfloat16.
+NO_INT8 = ("v4", "tpu7x")
+ALONE = "loop alone"
+
+
+def run(
+    shapes: Annotated[str, "KxN, by commas; 'all': CLIP's layers and two squares"] = (
+        "768x3072,3072x768"
+    ),
+    rows: Annotated[str, "M, by commas; 'all': from a token to 128 images"] = "1,8,77,197",
+    implementations: Annotated[str, "of ternary_matmul, by commas; 'default': its choice"] = (
+        "default"
+    ),
+    weights: Annotated[int, "that take turns, of each shape"] = 4,
+    passes: Annotated[int, "over these weights in a timed loop"] = 2,
+    repeats: Annotated[int, "timings of each product, in turn"] = 5,
+) -> dict[str, Any]:
+    """Times bfloat16 x [M, K] by w [K, N]: dense in bfloat16 and int8, ternary with either.
+
+    Returns:
+      The device, and by MxKxN and product: median and range of its microseconds, the median of its
+      pairwise ratios to dense bfloat16, and the fraction of the roofline that it reaches, None for
+      a chip that `tclip.chips` does not know.
+    """
+    kn = [*LAYERS, *SQUARES] if shapes == "all" else [_numbers(s, "x") for s in shapes.split(",")]
+    sizes = [(m, k, n) for k, n in kn for m in (ROWS if rows == "all" else _numbers(rows, ","))]
+    device = jax.devices()[0].device_kind
+    figures = {}
+    for m, k, n in sizes:
+        programs = _programs(m, k, n, implementations.split(","), weights, passes)
+        seconds = {name: [] for name in programs}
+        for _ in range(repeats):
+            for name, program in programs.items():
+                start = time.perf_counter()
+                jax.block_until_ready(program())
+                seconds[name].append((time.perf_counter() - start) / (weights * passes))
+        figures[f"{m}x{k}x{n}"] = {
+            name: _summary(times, seconds["dense bfloat16"], roofline(device, (m, k, n), name))
+            for name, times in seconds.items()
+        }
+    print(f"{device}, {weights} weights in turn, {passes} passes, {repeats} timings of each")
+    print(_table(figures))
+    return {"device": device, "weights": weights, "passes": passes, "products": figures}
+
+
+def roofline(device: str, shape: tuple[int, int, int], name: str) -> float | None:
+    """Seconds that the product called `name` takes at least, by the peaks of the device.
+
+    Its operations over their rate, or the bytes of x, the weight and the result over the bandwidth
+    of the memory, whichever is longer; None for an unknown device, and for the loop alone.
+    """
+    chip = chip_of(device)
+    if chip is None or name == ALONE:
+        return None
+    m, k, n = shape
+    bits = 2 if name.startswith("ternary") else 8 if "int8" in name else 16
+    flops = chip.flops * (2 if "int8" in name and chip.name not in NO_INT8 else 1)
+    traffic = 2 * m * k + k * n * bits / 8 + 2 * m * n
+    return chip.devices * max(2 * m * k * n / flops, traffic / chip.hbm_bandwidth)
+
+
+def _numbers(text: str, separator: str) -> list[int]:
+    return [int(number) for number in text.split(separator)]
+
+
+def _programs(
+    m: int, k: int, n: int, implementations: list[str], weights: int, passes: int
+) -> dict[str, Callable]:
+    """The compiled loops over every product, by its name."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((m, k)), jnp.bfloat16)
+    q, scale = quantize_rows(x)
+    codes = [jnp.asarray(rng.integers(-1, 2, (k, n), np.int8)) for _ in range(weights)]
+    dense = [c.astype(jnp.bfloat16) for c in codes]
+    packed = [TernaryTensor(pack(c), jnp.full((1, n), k**-0.5), k) for c in codes]
+    programs = {
+        "dense bfloat16": _loop(jnp.matmul, x, dense, passes),
+        "dense int8": _loop(functools.partial(_int8_product, scale), q, codes, passes),
+    }
+    for name in implementations:
+        implementation = None if name == "default" else name
+        for activations in ("native", "int8"):
+            product = functools.partial(
+                ternary_matmul, activations=activations, implementation=implementation
+            )
+            programs[f"ternary {activations}, {name}"] = _loop(product, x, packed, passes)
+    programs[ALONE] = _loop(lambda x, _: x[:, :1], x, packed, passes)
+    return programs
+
+
+def _int8_product(scale: jax.Array, q: jax.Array, w: jax.Array) -> jax.Array:
+    sums = jnp.matmul(q, w, preferred_element_type=jnp.int32)
+    return (sums * scale).astype(jnp.bfloat16)
+
+
+def _loop(product: Callable, x: jax.Array, weights: list, passes: int) -> Callable:
+    """Compiles so many passes over the weights; the function that is returned runs them."""
+    shape = jax.eval_shape(product, x, weights[0])
+
+    def one_pass(weights, _, carry):
+        x, ys = carry[0], []
+        for w in weights:
+            ys.append(product(x, w))
+            # Nothing is added, but the compiler cannot know: a result might be infinite.
+            x = x.at[0, 0].add((ys[-1][0, 0] * 0).astype(x.dtype))
+        return x, ys
+
+    @jax.jit
+    def loop(x, weights):
+        ys = [jnp.zeros(shape.shape, shape.dtype)] * len(weights)
+        return jax.lax.fori_loop(0, passes, functools.partial(one_pass, weights), (x, ys))
+
+    program = functools.partial(loop.lower(x, weights).compile(), x, weights)
+    jax.block_until_ready(program())
+    return program
+
+
+def _summary(seconds: list[float], dense: list[float], bound: float | None) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    return {
+        "microseconds": 1e6 * median,
+        "range": (1e6 * min(seconds), 1e6 * max(seconds)),
+        "ratio": statistics.median(s / d for s, d in zip(seconds, dense, strict=True)),
+        "roofline": None if bound is None else bound / median,
+    }
+
+
+def _table(figures: dict[str, dict[str, dict]]) -> str:
+    header = ("product", "microseconds", "from", "to", "/ dense bfloat16", "of the roofline")
+    rows = []
+    for size, products in figures.items():
+        for name, of in products.items():
+            times = (f"{value:.1f}" for value in (of["microseconds"], *of["range"]))
+            reached = "" if of["roofline"] is None else percent(of["roofline"])
+            rows.append((f"{size} {name}", *times, f"{of['ratio']:.3f}", reached))
+    return markdown_table(header, rows)
