@@ -13,6 +13,7 @@ from tclip.files import read_json_object, write_whole
 from tclip.losses import LossConfig
 from tclip.models import CLIPConfig, architecture
 from tclip.optim import OptimConfig, learning_rate
+from tclip.profiler import ProfileConfig
 from tclip.quant import TernaryPolicy
 from tclip.sharding import MeshConfig
 
@@ -24,6 +25,7 @@ TOKENIZER_KINDS = ("auto", "train", "clip", "file")
 HARMLESS_KEYS = (
     "eval",
     "mesh",
+    "profile",
     "train.log_every",
     "train.eval_every",
     "train.checkpoint_every",
@@ -161,6 +163,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
     def __post_init__(self):
         if self.preprocess.image_size != self.model.vision.image_size:

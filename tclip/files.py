@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +63,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object")
     return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file of an object a line, up to a torn line; empty if there is no such file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a file of an object a line as `write_whole` does."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line; an OSError names the file."""
+    # Opened for every row: a handle keeps what it failed to write and fails again at close.
+    with naming(path), path.open("a") as file:
+        file.write(json.dumps(row) + "\n")

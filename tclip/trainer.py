@@ -3,14 +3,18 @@
 They differ by config: a teacher or none, a ternary policy or none, the weights of the losses.
 """
 
+import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
+from grain.experimental import ThreadPrefetchIterDataset
 from jax.sharding import Mesh
 
 from tclip import distributed, evals
@@ -22,6 +26,7 @@ from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.metrics import MetricWriter, read_metrics
 from tclip.prepare import Run, continue_as, prepare_run
+from tclip.profiler import Profiler
 from tclip.program import make_program
 from tclip.quant import ternarize_params
 from tclip.sharding import (
@@ -31,8 +36,8 @@ from tclip.sharding import (
     param_shardings,
 )
 from tclip.state import TrainState
-from tclip.step import Batch
 from tclip.teacher import put_teacher
+from tclip.throughput import workload
 
 RESULT_FILE = "result.json"
 
@@ -50,7 +55,8 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Args:
       experiment: what to train; vocabulary and end-of-text token are taken from the tokenizer.
       workdir: receives config.json, tokenizer.json, preprocessor_config.json, checkpoints/,
-        metrics.jsonl, tensorboard/ and, when training is over, result.json.
+        metrics.jsonl, tensorboard/, goodput.jsonl, profile/ where a trace is asked for and, when
+        training is over, result.json.
 
     Returns:
       What result.json holds: the last row of training metrics and of evaluation ("eval/...").
@@ -61,7 +67,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       FloatingPointError: the loss is not finite.
       CheckpointError: a checkpoint cannot be written or read.
     """
-    workdir = Path(workdir)
+    workdir, started = Path(workdir), time.time()
     if has_checkpoint(workdir):
         saved = read_experiment(workdir)
         experiment = continue_as(saved, experiment)
@@ -74,6 +80,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
     run = prepare_run(experiment, workdir)
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
+    work = workload(experiment, teacher, run.cache is not None, mesh)
     teacher_params = put_teacher(run.teacher, run.cache, mesh)
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
@@ -95,21 +102,30 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
             state = program.init(first_weights)
         del first_weights
 
-        batches = batches_from(start)
-        with MetricWriter(
-            workdir, start, config.steps, config.batch_size, config.log_every
-        ) as writer:
+        writes_to = workdir if distributed.is_main() else None
+        with (
+            contextlib.closing(batches_from(start)) as batches,
+            MetricWriter(writes_to, start, config.steps, work, config.log_every, started) as writer,
+            Profiler(experiment.profile, workdir, writer.pause) as profiler,
+            jax.transfer_guard("disallow"),
+        ):
             for step in range(start + 1, config.steps + 1):
-                state, metrics = program.step(state, teacher_params, next(batches))
-                writer.write_train(step, metrics)
+                with profiler.step(step):
+                    with writer.waiting():
+                        batch = next(batches)
+                    if step == start + 1:
+                        with writer.pause(), jax.transfer_guard("allow"):
+                            step_fn = program.step.lower(state, teacher_params, batch).compile()
+                    state, metrics = step_fn(state, teacher_params, batch)
+                    writer.write_train(step, metrics)
                 evaluation = None
                 if evaluate and is_due(step, config.eval_every, config.steps):
-                    writer.flush()
-                    evaluation = evaluate(state)
-                    writer.write_eval(step, evaluation)
+                    with writer.pause(), jax.transfer_guard("allow"):
+                        evaluation = evaluate(state)
+                        writer.write_eval(step, evaluation)
                 if is_due(step, config.checkpoint_every, config.steps):
-                    writer.flush()
-                    checkpoints.save(step, state, evaluation)
+                    with writer.pause(), jax.transfer_guard("allow"):
+                        checkpoints.save(step, state, evaluation)
     if distributed.is_main():
         write_result(workdir)
     distributed.wait_for_all("result")
@@ -121,10 +137,11 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def make_reader(run: Run, mesh: Mesh) -> Callable[[int], Iterator[Batch]]:
+def make_reader(run: Run, mesh: Mesh) -> Callable[[int], grain.DatasetIterator]:
     """Returns a function from the number of a global batch to an iterator that begins with it.
 
-    The batches are on the mesh; every process has read the rows that its devices hold.
+    The batches are on the mesh before they are asked for; every process has read the rows that its
+    devices hold.
     """
     config, teacher = run.experiment.train, None
     if run.teacher is not None and run.cache is None:
@@ -142,9 +159,12 @@ def make_reader(run: Run, mesh: Mesh) -> Callable[[int], Iterator[Batch]]:
         embeddings=run.cache,
     )
 
-    def read(first_batch: int) -> Iterator[Batch]:
-        for batch in batches_from(first_batch=first_batch):
-            yield put_rows(batch, config.batch_size, sharding)
+    def read(first_batch: int) -> grain.DatasetIterator:
+        batches = batches_from(first_batch=first_batch).map(
+            lambda batch: put_rows(batch, config.batch_size, sharding)
+        )
+        # A thread puts the next batch on the devices while they run the step of this one.
+        return iter(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
 
     return read
 

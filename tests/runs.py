@@ -9,16 +9,13 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from tclip.checkpoint import CHECKPOINTS
-from tclip.metrics import read_metrics
-
-# They depend on the clock.
-TIMES = ("images_per_second",)
+from tclip.metrics import CLOCK_METRICS, read_metrics
 
 
 def rows_of(workdir: Path, after: int = 0) -> list[dict]:
     """Rows of the metrics of the steps after `after`, without what depends on the clock."""
     return [
-        {key: value for key, value in row.items() if key not in TIMES}
+        {key: value for key, value in row.items() if key not in CLOCK_METRICS}
         for row in read_metrics(workdir)
         if row["step"] > after
     ]

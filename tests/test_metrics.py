@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import sys
+import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -12,19 +14,31 @@ import tiny
 from tensorboardX.event_file_writer import EventsWriter
 
 from tclip.metrics import MetricWriter, read_metrics
+from tclip.throughput import Workload
 
 
 def scalars(loss: float) -> dict:
     return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1), "skipped": jnp.int32(3)}
 
 
+def metric_writer(workdir: Path, start: int, steps: int, log_every: int) -> MetricWriter:
+    return MetricWriter(workdir, start, steps, Workload(batch_size=8), log_every, time.time())
+
+
+def take(writer: MetricWriter, step: int, metrics: dict) -> None:
+    """A step of the loop."""
+    with writer.waiting():
+        pass
+    writer.write_train(step, metrics)
+
+
 def test_rows_are_written_every_so_many_steps_and_at_the_last(tmp_path):
-    with MetricWriter(tmp_path, 0, 5, batch_size=8, log_every=2) as writer:
+    with metric_writer(tmp_path, 0, 5, log_every=2) as writer:
         for step in range(1, 6):
-            writer.write_train(step, scalars(step / 2))
+            take(writer, step, scalars(step / 2))
             if step == 4:
-                writer.flush()
-                writer.write_eval(4, {"top1": 0.25})
+                with writer.pause():
+                    writer.write_eval(4, {"top1": 0.25})
         # The last step is looked at when it is asked for.
         assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4, 4]
         writer.flush()
@@ -32,7 +46,7 @@ def test_rows_are_written_every_so_many_steps_and_at_the_last(tmp_path):
     assert [row["step"] for row in rows] == [2, 4, 4, 5]
     assert rows[0]["loss"] == 1.0
     assert rows[0]["skipped"] == 3
-    assert rows[0]["images_per_second"] > 0
+    assert rows[0]["samples_per_second"] == pytest.approx(8 * rows[0]["steps_per_second"])
     assert rows[2] == {"step": 4, "eval/top1": 0.25}
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -41,9 +55,9 @@ def test_a_continued_run_drops_what_came_after_its_checkpoint(tmp_path):
     rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
     text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
-    with MetricWriter(tmp_path, 2, 3, batch_size=8, log_every=1) as writer:
+    with metric_writer(tmp_path, 2, 3, log_every=1) as writer:
         assert read_metrics(tmp_path) == rows[:2]
-        writer.write_train(3, scalars(2.0))
+        take(writer, 3, scalars(2.0))
         writer.flush()
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [
         (1, 1.0),
@@ -56,10 +70,10 @@ def test_where_there_is_no_terminal_every_row_is_a_line(tmp_path, caplog, monkey
     monkeypatch.setattr("sys.stderr", io.StringIO())
     with (
         caplog.at_level(logging.INFO, "tclip.metrics"),
-        MetricWriter(tmp_path, 0, 4, batch_size=8, log_every=2) as writer,
+        metric_writer(tmp_path, 0, 4, log_every=2) as writer,
     ):
         for step in range(1, 5):
-            writer.write_train(step, scalars(step / 2))
+            take(writer, step, scalars(step / 2))
         writer.flush()
         writer.write_eval(4, {"top1": 0.25})
         assert sys.stderr.getvalue() == ""
@@ -71,12 +85,12 @@ def test_where_there_is_no_terminal_every_row_is_a_line(tmp_path, caplog, monkey
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_a_value_that_is_not_finite_is_an_error_naming_the_step(tmp_path, name):
-    with MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=5) as writer:
-        writer.write_train(1, scalars(1.0))
+    with metric_writer(tmp_path, 0, 9, log_every=5) as writer:
+        take(writer, 1, scalars(1.0))
         # Step 1 is looked at only now, step 2 only at the next call.
-        writer.write_train(2, scalars(1.0) | {name: jnp.float32("nan")})
+        take(writer, 2, scalars(1.0) | {name: jnp.float32("nan")})
         with pytest.raises(FloatingPointError, match=f"{name} is nan at step 2"):
-            writer.write_train(3, scalars(1.0))
+            take(writer, 3, scalars(1.0))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, row, name):
     with (
         pytest.raises(OSError, match=f"{tmp_path}/{name}"),
         tiny.little_disk(3000),
-        MetricWriter(tmp_path, 0, 99, batch_size=8, log_every=1) as writer,
+        metric_writer(tmp_path, 0, 99, log_every=1) as writer,
     ):
         for step in range(1, 100):
             writer.write_eval(step, row)
@@ -101,13 +115,13 @@ def test_an_error_on_closing_hides_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(EventsWriter, "close", full)
     with (
         pytest.raises(FloatingPointError),
-        MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=1) as writer,
+        metric_writer(tmp_path, 0, 9, log_every=1) as writer,
     ):
-        writer.write_train(1, scalars(float("nan")))
+        take(writer, 1, scalars(float("nan")))
         writer.flush()
     with (
         pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/tensorboard'"),
-        MetricWriter(tmp_path, 0, 9, batch_size=8, log_every=1),
+        metric_writer(tmp_path, 0, 9, log_every=1),
     ):
         pass
 
