@@ -23,16 +23,18 @@ from tclip.throughput import StepClock, StepTime, Workload, device_memory
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
-# Rows hold these beside what the step and the evaluation say; two runs of the same differ in them.
-CLOCK_METRICS = (
-    "steps_per_second",
-    "samples_per_second",
-    "samples_per_second_per_chip",
-    "input_wait",
-    "mfu",
-    "hbm_bytes_in_use",
-    "hbm_peak_bytes_in_use",
-    "goodput",
+# What a row holds beside the metrics of the step. Two runs of the same differ in it.
+CLOCK_METRICS = frozenset(
+    {
+        "steps_per_second",
+        "samples_per_second",
+        "samples_per_second_per_chip",
+        "input_wait",
+        "mfu",
+        "hbm_bytes_in_use",
+        "hbm_peak_bytes_in_use",
+        "goodput",
+    }
 )
 
 logger = logging.getLogger(__name__)

@@ -4,16 +4,21 @@ import errno
 import io
 import json
 import logging
+import re
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 from tensorboardX.event_file_writer import EventsWriter
 
-from tclip.metrics import MetricWriter, read_metrics
+from tclip.metrics import CLOCK_METRICS, MetricWriter, read_metrics
 from tclip.throughput import Workload
 
 
@@ -51,6 +56,64 @@ def test_rows_are_written_every_so_many_steps_and_at_the_last(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_row_says_how_fast_training_goes_and_what_it_was_good_for(tmp_path, monkeypatch):
+    memory = {"bytes_in_use": 10, "peak_bytes_in_use": 20}
+    monkeypatch.setattr(
+        jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: memory)]
+    )
+    work = Workload(batch_size=8, chips=2, flops_per_sample=1e3, peak_flops=1e6)
+    with MetricWriter(tmp_path, 0, 2, work, 2, time.time() - 100) as writer:
+        for step in (1, 2):
+            take(writer, step, scalars(1.0))
+        writer.flush()
+    (row,) = read_metrics(tmp_path)
+    assert {*row} == {"step", *scalars(1.0), *CLOCK_METRICS}
+    assert row["mfu"] == pytest.approx(row["steps_per_second"] * 8 / 2 * 1e3 / 1e6)
+    # Two steps that were ready at once, a hundred seconds after the start.
+    assert 0 < row["goodput"] < 0.01
+
+
+def test_the_host_stays_one_step_ahead_of_the_devices(tmp_path):
+    gate = threading.Event()
+
+    class Running:
+        """A loss that is there when the gate opens."""
+
+        def block_until_ready(self):
+            assert gate.wait(60)
+
+        def __array__(self, *_, **__):
+            self.block_until_ready()
+            return np.array(2.0)
+
+    with metric_writer(tmp_path, 0, 3, log_every=1) as writer:
+        take(writer, 1, scalars(1.0))
+        # Step 2 is running while step 1 is looked at, and nobody waits for it.
+        take(writer, 2, scalars(1.0) | {"loss": Running()})
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+        gate.set()
+        take(writer, 3, scalars(1.0))
+        assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [
+            (1, 1.0),
+            (2, 2.0),
+        ]
+
+
+def test_of_several_processes_one_writes(tmp_path, caplog):
+    with (
+        caplog.at_level(logging.INFO, "tclip.metrics"),
+        MetricWriter(None, 0, 2, Workload(batch_size=8), 1, time.time()) as writer,
+    ):
+        take(writer, 1, scalars(1.0))
+        with writer.pause():
+            writer.write_eval(1, {"top1": 0.25})
+        take(writer, 2, scalars(float("nan")))
+        with pytest.raises(FloatingPointError):
+            writer.flush()
+    assert not caplog.messages
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_continued_run_drops_what_came_after_its_checkpoint(tmp_path):
     rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
     text = "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo'
@@ -78,7 +141,10 @@ def test_where_there_is_no_terminal_every_row_is_a_line(tmp_path, caplog, monkey
         writer.write_eval(4, {"top1": 0.25})
         assert sys.stderr.getvalue() == ""
     one, two, evaluation = caplog.messages
-    assert one.startswith("step 2/4: loss 1.0000")
+    line = (
+        r"step 2/4: loss 1.0000, \d+ samples/s, input wait [\d.]+%, goodput [\d.]+%, 0:00:0\d left"
+    )
+    assert re.fullmatch(line, one)
     assert two.startswith("step 4/4: loss 2.0000")
     assert evaluation == "step 4/4: evaluation: top1 0.25"
 

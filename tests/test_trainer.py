@@ -1,24 +1,29 @@
 """Training end to end on tiny shapes: float, ternary, distilled; and what is refused."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+import threading
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from tclip import trainer
 from tclip.cache_teacher import cache_teacher
 from tclip.checkpoint import CHECKPOINTS, load_trained
 from tclip.config import build
 from tclip.data import load_tokenizer, train_tokenizer
-from tclip.experiment import Experiment, read_experiment
+from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.inference import load
-from tclip.metrics import read_metrics
+from tclip.metrics import CLOCK_METRICS, MetricWriter, read_metrics
 from tclip.models import CLIPConfig, init_params
-from tclip.prepare import random_start, with_vocabulary
-from tclip.trainer import train
+from tclip.prepare import prepare_run, random_start, with_vocabulary
+from tclip.profiler import ProfileConfig
+from tclip.sharding import batch_sharding, make_mesh
+from tclip.trainer import make_iterator, train
 
 STEPS = 12
 # One block a tower: most of the time of these tests is compilation.
@@ -81,6 +86,76 @@ def test_float_training_leaves_a_readable_workdir(teacher):
     assert saved.model.text.vocab_size == tokenizer.vocab_size
     assert saved.model.text.eot_token_id == tokenizer.eot_token_id
     assert load(teacher).encode_text(["a red circle"]).shape == (1, 32)
+
+
+def test_every_row_of_training_says_how_fast_it_goes(teacher):
+    for row in read_metrics(teacher):
+        if "loss" in row:
+            # A CPU has no known peak, and does not tell its memory.
+            assert CLOCK_METRICS - row.keys() == {
+                "mfu",
+                "hbm_bytes_in_use",
+                "hbm_peak_bytes_in_use",
+            }
+            assert row["samples_per_second"] == pytest.approx(16 * row["steps_per_second"])
+            assert row["samples_per_second_per_chip"] == row["samples_per_second"] / 8
+            assert 0 <= row["input_wait"] < 1
+            assert 0 < row["goodput"] < 1
+
+
+def test_a_loop_that_is_watched(data_dir, tmp_path, monkeypatch):
+    written = []
+
+    class Spy(MetricWriter):
+        def write_train(self, step, metrics):
+            written.append([row["step"] for row in read_metrics(tmp_path)])
+            super().write_train(step, metrics)
+
+    monkeypatch.setattr(trainer, "MetricWriter", Spy)
+    experiment = make_experiment(
+        data_dir,
+        train={"batch_size": 16, "steps": 4, "log_every": 1},
+        profile={"start": 4, "steps": 1},
+    )
+    train(experiment, tmp_path)
+    # When a step is dispatched nobody has looked at the one before, unless there was a pause.
+    assert written == [[], [], [1], [1, 2, 3]]
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+    # Another trace is no other run.
+    check_resumable(experiment, dataclasses.replace(experiment, profile=ProfileConfig()), tmp_path)
+
+
+def test_the_next_batch_is_put_on_the_devices_during_a_step(data_dir, tmp_path, monkeypatch):
+    put, second = [], threading.Event()
+
+    def put_batch(batch, mesh):
+        put.append(trainer_put_batch(batch, mesh))
+        if len(put) == 2:
+            second.set()
+        return put[-1]
+
+    trainer_put_batch = trainer.put_batch
+    monkeypatch.setattr(trainer, "put_batch", put_batch)
+    experiment = make_experiment(data_dir)
+    mesh = make_mesh(experiment.mesh)
+    with contextlib.closing(make_iterator(prepare_run(experiment, tmp_path), mesh)) as iterator:
+        first = next(iterator)
+        assert first["images"] is put[0]["images"]
+        assert first["images"].sharding == batch_sharding(mesh)
+        # Nobody asks for the second batch; its state is of no checkpoint yet.
+        state = iterator.get_state()
+        assert second.wait(60)
+        assert iterator.get_state() == state
+        again = next(iterator)
+        iterator.set_state(state)
+        np.testing.assert_array_equal(next(iterator)["images"], again["images"])
+
+
+def test_a_transfer_that_nobody_asked_for_is_an_error(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "put_batch", lambda batch, mesh: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        train(make_experiment(data_dir), tmp_path)
 
 
 def test_a_student_starts_from_its_teacher_and_learns_from_it(teacher, data_dir, tmp_path, caplog):
