@@ -18,11 +18,13 @@ from launch.cli import run
 BENCHMARKS = (
     "encoder",
     "index",
+    "input_wait",
     "loader",
     "matmul",
     "teacher_cache",
     "tpu_schedule",
     "train_step",
+    "trainer_overhead",
 )
 _DEFINE = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; none by default")

@@ -7,15 +7,14 @@ Elsewhere than here, in a DIR that is seen from both: --launcher="launch/slurm.s
 --name={name} --nodes=1 --gpus-per-node=8 --". Run again later, it shows what has finished.
 """
 
-import importlib.util
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 from absl import flags
 
 from launch.cli import run
+from tclip.recipe import load_recipe
 from tclip.sweep import execute, plan, write_results
 
 _CONFIG = flags.DEFINE_string(
@@ -32,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
     file, *arg = _CONFIG.value.split(":", 1)
-    module = _load(Path(file))
+    module = load_recipe(Path(file))
     if not hasattr(module, "sweep"):
         raise ValueError(f"{file} has no sweep()")
     workdir = Path(_WORKDIR.value).absolute()
@@ -46,15 +45,6 @@ def main(argv: Sequence[str]) -> int:
     outcomes = execute(runs, queued=bool(launcher))
     print(write_results(runs, outcomes, workdir))
     return int("failed" in outcomes)
-
-
-def _load(file: Path) -> ModuleType:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such config")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from tclip.interop import save_huggingface
 from tclip.models import init_params, with_layout
 from tclip.optim import learning_rate, make_optimizer
 from tclip.quant import ternary_paths
+from tclip.recipe import load_recipe
 from tclip.sharding import MeshConfig, check_batch, make_mesh
 from tclip.state import create_state
 from tclip.step import make_train_step
@@ -27,16 +27,9 @@ from tclip.trainer import train
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
-def load(file: Path):
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def points():
     for file in CONFIGS:
-        module = load(file)
+        module = load_recipe(file)
         for role in module.ROLES:
             yield pytest.param(file, role, {}, id=f"{file.stem}-{role}")
         for number, overrides in enumerate(module.sweep()):
@@ -45,7 +38,7 @@ def points():
 
 @pytest.mark.parametrize(("file", "role", "overrides"), list(points()))
 def test_builds(file, role, overrides):
-    config = load(file).get_config(role)
+    config = load_recipe(file).get_config(role)
     config.update_from_flattened_dict(overrides)
     experiment = experiment_from_config(config)
     mesh = make_mesh(MeshConfig(data=1))
@@ -73,7 +66,7 @@ def test_builds(file, role, overrides):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_an_unknown_role_is_refused(file):
-    module = load(file)
+    module = load_recipe(file)
     with pytest.raises(ValueError, match=f"choose one of {', '.join(module.ROLES)}"):
         module.get_config("pupil")
 
@@ -115,7 +108,7 @@ def shards(tmp_path_factory):
     ],
 )
 def test_two_steps_with_shrunken_widths(recipe, overrides, float_clips, shards, tmp_path):
-    config = load(CONFIGS[0].with_name(f"{recipe}.py")).get_config()
+    config = load_recipe(CONFIGS[0].with_name(f"{recipe}.py")).get_config()
     config.update_from_flattened_dict({k: str(float_clips / v) for k, v in overrides.items()})
     small = {"batch_size": 8, "steps": 2, "log_every": 1, "num_workers": 0}
     config.train.update(small)

@@ -6,6 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tclip.experiment import Experiment
 from tclip.models import CLIPConfig, architecture
@@ -26,7 +27,7 @@ def cut_architecture(arch: str, layers: int, dtype: str) -> CLIPConfig:
 
 
 class TimedStep:
-    """One kind of step on one device."""
+    """One kind of step, on one device or on those of a mesh."""
 
     def __init__(
         self,
@@ -34,17 +35,20 @@ class TimedStep:
         batch: Batch,
         teacher_model: CLIPConfig | None = None,
         teacher_params: Params | None = None,
+        mesh: Mesh | None = None,
     ):
-        program = make_program(experiment, teacher_model, make_mesh(MeshConfig(data=1)))
+        mesh = mesh or make_mesh(MeshConfig(data=1))
+        program = make_program(experiment, teacher_model, mesh)
         self._step = program.step
         self._state = program.init(None)
         self._inputs = teacher_params, batch
         self.seconds()
 
-    def seconds(self) -> float:
-        """Runs one step and returns how long it took."""
+    def seconds(self, steps: int = 1) -> float:
+        """Runs so many steps back to back and returns how long they took."""
         start = time.perf_counter()
-        self._state, metrics = self._step(self._state, *self._inputs)
+        for _ in range(steps):
+            self._state, metrics = self._step(self._state, *self._inputs)
         jax.block_until_ready((self._state, metrics))
         return time.perf_counter() - start
 
