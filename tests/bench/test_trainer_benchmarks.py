@@ -15,7 +15,7 @@ def get_config(arg):
     config.preprocess.image_size = config.model.vision.image_size
     config.train_data.source = config.eval.data.source = "shapes:tiny"
     config.train_data.data_dir = {data_dir!r}
-    config.tokenizer.vocab_size = 512
+    config.tokenizer.vocab_size = 560
     config.train.batch_size = 16
     return config
 """
