@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """A trace for TensorBoard's profiler, written to the workdir's profile/.
+    """A trace for TensorBoard's profiler, of process 0, written to the workdir's profile/.
 
     Attributes:
       start: first step that is traced; 0 traces none.
@@ -43,7 +43,8 @@ class Profiler:
         Args:
           pause: encloses what is not training; it waits until the steps before have ended.
         """
-        self._steps = range(config.start, config.start + config.steps) if config.start else ()
+        wanted = config.start and jax.process_index() == 0
+        self._steps = range(config.start, config.start + config.steps) if wanted else ()
         self._directory, self._pause = workdir / PROFILE, pause
         self._running = False
 

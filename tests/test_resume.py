@@ -51,7 +51,7 @@ def make_config(data_dir: Path) -> dict:
 def start(config: dict, workdir: Path, cache: Path) -> subprocess.Popen:
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command = [sys.executable, "-c", MAIN, json.dumps(config), str(workdir)]
     return subprocess.Popen(command, env=environment)
