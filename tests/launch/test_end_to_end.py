@@ -42,7 +42,7 @@ def launch(tmp_path_factory):
     environment |= {
         "TCLIP_DATA_DIR": str(folder / "data"),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
     def start(name: str, *args: object) -> subprocess.Popen:
