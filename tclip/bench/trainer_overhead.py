@@ -22,7 +22,7 @@ from tclip.trainer import train
 
 def run(
     arch: Annotated[str, "architecture that is trained"] = "small-32",
-    batch_size: Annotated[int, "image-caption pairs a step"] = 128,
+    batch_size: Annotated[int, "image-caption pairs a step"] = 160,
     steps: Annotated[int, "steps that are timed at once"] = 20,
     repeats: Annotated[int, "timings of each kind"] = 5,
 ) -> dict[str, Any]:
