@@ -23,7 +23,7 @@ from tclip.models import CLIPConfig, init_params
 from tclip.prepare import prepare_run, random_start, with_vocabulary
 from tclip.profiler import ProfileConfig
 from tclip.sharding import batch_sharding, make_mesh
-from tclip.trainer import make_iterator, train
+from tclip.trainer import train
 
 STEPS = 12
 # One block a tower: most of the time of these tests is compilation.
@@ -128,32 +128,28 @@ def test_a_loop_that_is_watched(data_dir, tmp_path, monkeypatch):
 
 def test_the_next_batch_is_put_on_the_devices_during_a_step(data_dir, tmp_path, monkeypatch):
     put, second = [], threading.Event()
+    put_rows = trainer.put_rows
 
-    def put_batch(batch, mesh):
-        put.append(trainer_put_batch(batch, mesh))
+    def spy(*args):
+        put.append(put_rows(*args))
         if len(put) == 2:
             second.set()
         return put[-1]
 
-    trainer_put_batch = trainer.put_batch
-    monkeypatch.setattr(trainer, "put_batch", put_batch)
+    monkeypatch.setattr(trainer, "put_rows", spy)
     experiment = make_experiment(data_dir)
     mesh = make_mesh(experiment.mesh)
-    with contextlib.closing(make_iterator(prepare_run(experiment, tmp_path), mesh)) as iterator:
-        first = next(iterator)
+    read = trainer.make_reader(prepare_run(experiment, tmp_path), mesh)
+    with contextlib.closing(read(0)) as batches:
+        first = next(batches)
         assert first["images"] is put[0]["images"]
         assert first["images"].sharding == batch_sharding(mesh)
-        # Nobody asks for the second batch; its state is of no checkpoint yet.
-        state = iterator.get_state()
+        # Nobody has asked for it.
         assert second.wait(60)
-        assert iterator.get_state() == state
-        again = next(iterator)
-        iterator.set_state(state)
-        np.testing.assert_array_equal(next(iterator)["images"], again["images"])
 
 
 def test_a_transfer_that_nobody_asked_for_is_an_error(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "put_batch", lambda batch, mesh: batch)
+    monkeypatch.setattr(trainer, "put_rows", lambda batch, size, sharding: batch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         train(make_experiment(data_dir), tmp_path)
 
