@@ -75,15 +75,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     sizes = _axis_sizes(config, devices)
     used = devices[: math.prod(sizes)]
-    # jax.make_mesh defaults to explicit axes, under which Linen's modules do not trace.
-    types = (AxisType.Auto,) * len(AXES)
-    if _slices(used) == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=used)
     slices, *within = sizes
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (1, *within), (slices, 1, 1, 1), used, allow_split_physical_axes=True
-    )
-    return Mesh(grid, AXES, axis_types=types)
+    # Axes may share a dimension of the torus, or take several.
+    if _slices(used) == 1:
+        grid = mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, *within), (slices, 1, 1, 1), used, allow_split_physical_axes=True
+        )
+    # Under explicit axes Linen's modules do not trace.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _axis_sizes(config: MeshConfig, devices: Sequence[jax.Device]) -> tuple[int, int, int, int]:
