@@ -18,11 +18,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tclip.bench.schedule import take_schedules
 from tclip.kernels import ternary_matmul
+from tclip.kernels.ternary_matmul.tpu import has_paired_units, paired_dot, vmem_limit
 from tclip.quant import TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-VMEM_LIMIT = 60 * 2**20
 
 
 def compile_job(job: dict, dump: Path) -> dict[str, float]:
@@ -83,9 +83,15 @@ def _dense_inputs(m: int, k: int, n: int, dtype: jnp.dtype) -> tuple:
     return (*inputs, *scales)
 
 
-def _dense_product(x: jax.Array, w: jax.Array, *scales: jax.Array) -> jax.Array:
-    sums = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
-    y = jnp.dot(x, w, preferred_element_type=sums).astype(jnp.float32)
+def _dense_product(
+    x: jax.Array, w: jax.Array, *scales: jax.Array, paired: bool = False
+) -> jax.Array:
+    if paired:
+        y = paired_dot(x, w)
+    else:
+        sums = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+        y = jnp.dot(x, w, preferred_element_type=sums)
+    y = y.astype(jnp.float32)
     for scale in scales:
         y = y * scale
     return y.astype(jnp.bfloat16)
@@ -103,7 +109,8 @@ def _pallas(dtype: jnp.dtype) -> Callable:
 
     def kernel(*refs):
         *inputs, out_ref = refs
-        out_ref[...] = _dense_product(*(ref[...] for ref in inputs))
+        paired = dtype == jnp.int8 and has_paired_units()
+        out_ref[...] = _dense_product(*(ref[...] for ref in inputs), paired=paired)
 
     def program(m: int, k: int, n: int, rows: int, columns: int):
         specs = [
@@ -122,7 +129,7 @@ def _pallas(dtype: jnp.dtype) -> Callable:
                 out_specs=pl.BlockSpec((rows, columns), lambda i, j: (i, j)),
                 out_shape=jax.ShapeDtypeStruct((m, n), jnp.bfloat16),
                 compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT
+                    dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=vmem_limit()
                 ),
             )(*arrays)
 

@@ -18,6 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from tqdm import tqdm
 
 from tclip.bench.schedule import dump_flags
+from tclip.kernels.ternary_matmul.blocks import ROWS, share
 from tclip.tables import markdown_table, percent
 from tclip.tpu_compiler import environment, libtpu_version
 
@@ -30,7 +31,7 @@ CHIPS = {
     "tpu7x": AbstractDevice("TPU7x", 1, "tpu"),
 }
 # M of one token, of batches, and of texts and images alone and in batches of 8 and 128.
-ROWS = (1, 8, 77, 197, 256, 1576, 25216)
+BATCHES = (1, 8, 77, 197, 256, 1576, 25216)
 # Width, feed-forward width and output of the towers of ViT-B/16, L/14 and H/14.
 _TOWERS = (
     *((512, 2048, 512), (768, 3072, 768), (1024, 4096, 1024)),  # of texts
@@ -62,7 +63,7 @@ def run(
     Returns:
       The versions of the compiler, and by chip, shape and kernel the figures of `compile_job`.
     """
-    sizes = [f"{m}x{k}x{n}" for k, n in LAYERS for m in ROWS] if shapes == "layers" else None
+    sizes = [f"{m}x{k}x{n}" for k, n in LAYERS for m in BATCHES] if shapes == "layers" else None
     sizes = sizes or shapes.split(",")
     schedules = {}
     for chip in chips.split(","):
@@ -94,8 +95,8 @@ def jobs_of(chip: str, shape: tuple[int, int, int], dense: bool) -> list[dict[st
     jobs = [job | {"kernel": f"ternary_{kind}"} for kind in TERNARY]
     if not dense:
         return jobs
-    rows = {min(size, -(-m // 32) * 32) for size in (256, 480, 512, 1024)}
-    blocks = [[r, c] for r in sorted(rows) for c in (768, n // 2, n) if r * c <= 1024 * 3072]
+    rows = {share(m, most, 32) for most in (256, 480, 512, 1024, ROWS[chip.removeprefix("tpu")])}
+    blocks = [[r, c] for r in sorted(rows) for c in (768, n // 2, n) if r * c <= 2048 * 3072]
     for kind in DENSE:
         jobs.append(job | {"kernel": f"xla_{kind}"})
         jobs += [job | {"kernel": f"pallas_{kind}", "blocks": size} for size in blocks]

@@ -81,6 +81,12 @@ def test_int8_sums_are_exact_integers(shape, scale_shape, device):
     np.testing.assert_array_equal(y, x @ codes.astype(np.int64))
 
 
+@pytest.mark.parametrize("rows", [100, 200])
+def test_int8_sums_shared_by_two_matrix_units_are_exact(rows):
+    # Three products of 256 of K: of the first, each unit of v6e takes half of the rows.
+    test_int8_sums_are_exact_integers((rows, 700, 300), (1, 300), V6E)
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_shape(data):

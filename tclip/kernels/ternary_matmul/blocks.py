@@ -15,10 +15,11 @@ INPUTS = 8192
 # Codes in a step, K times columns: the first feed-forward layer of ViT-B whole.
 CODES = 5 * 2**19
 # Elements of x in a step.
-ELEMENTS = 5 * 2**18
-# Rows of x in a step, by chip. The matrix unit that is wider from v6e on wants more; between 448
-# and 544 the schedule of v5e is shortest for 480, of which v5p's cores would get unequal shares.
-ROWS = {"v5e": 480, "v5p": 512, "v6e": 1024, "7x": 1024}
+ELEMENTS = 5 * 2**19
+# Rows of x in a step, by chip. The matrix unit that is wider from v6e on wants more, most so on
+# v6e, whose vector unit has no time to unpack codes often; between 448 and 544 the schedule of v5e
+# is shortest for 480, of which v5p's cores would get unequal shares.
+ROWS = {"v5e": 480, "v5p": 512, "v6e": 2048, "7x": 1024}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +49,15 @@ def choose_blocks(
         counts = [d for d in range(1, scale_blocks + 1) if scale_blocks % d == 0]
         inputs = block * max(d for d in counts if d == 1 or d * block <= INPUTS)
     else:
-        inputs = _share(k, INPUTS, LANES)
+        inputs = share(k, INPUTS, LANES)
     most_rows = min(ROWS[chip], ELEMENTS // inputs)
-    rows = _share(m, max(most_rows // tile, 1) * tile, tile)
+    rows = share(m, max(most_rows // tile, 1) * tile, tile)
     most_columns = max(CODES // inputs // COLUMNS, 1) * COLUMNS
-    columns = _share(n, most_columns, COLUMNS, at_least=1 if rows < m else cores)
+    columns = share(n, most_columns, COLUMNS, at_least=1 if rows < m else cores)
     return Blocks(rows, columns, inputs)
 
 
-def _share(size: int, most: int, multiple: int, at_least: int = 1) -> int:
+def share(size: int, most: int, multiple: int, at_least: int = 1) -> int:
     """The size of equal shares of `size`, multiples of `multiple` up to `most`."""
     shares = max(-(-size // most), at_least)
     return -(-size // (shares * multiple)) * multiple

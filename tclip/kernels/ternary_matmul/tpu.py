@@ -28,7 +28,10 @@ EXACT_IN_FLOAT32 = 2**24 // LARGEST
 # Adding it to a float32 of magnitude up to 2^22 leaves the rounded integer in the lowest bits.
 ROUND = 1.5 * 2**23
 SUBLANES = 8
-VMEM_LIMIT = 48 * 2**20
+# Rows and columns of a matrix unit of v6e.
+UNIT = 256
+# Of the vector memory, what the kernel may take; the rest is the compiler's.
+VMEM_SHARE = 3 / 4
 
 
 def unavailable(
@@ -84,13 +87,34 @@ def matmul(
     if missing and (rows > blocks.inputs or x.shape[0] < SUBLANES):
         # The kernel masks what lies beyond K in whole tiles and in the first step only.
         x, rows = jnp.pad(x, [(0, 0), (0, missing)]), rows + missing
-    config = _Config(blocks, info.num_cores, rows, scale.shape[0], int8, code_dtype, activation)
+    config = _Config(
+        blocks=blocks,
+        cores=info.num_cores,
+        rows=rows,
+        scale_blocks=scale.shape[0],
+        int8=int8,
+        code_dtype=code_dtype,
+        paired=code_dtype == jnp.int8 and has_paired_units(),
+        activation=activation,
+    )
     return _call(config, x, words, scale, bias).astype(x_MxK.dtype)
+
+
+def vmem_limit() -> int:
+    """Bytes of vector memory that a kernel may take on the device that is traced for."""
+    return int(VMEM_SHARE * pltpu.get_tpu_info().vmem_capacity_bytes)
+
+
+def has_paired_units() -> bool:
+    """Whether `paired_dot` helps on the device that is traced for: v6e, of those with int8."""
+    info = pltpu.get_tpu_info()
+    return info.int8_ops_per_second > 0 and info.mxu_column_size == UNIT
 
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """What is static in the kernel: K is `rows`, with `scale_blocks` scales along it."""
+    """What is static in the kernel: K is `rows`, with `scale_blocks` scales along it;
+    `paired` multiplies by `paired_dot`."""
 
     blocks: Blocks
     cores: int
@@ -98,6 +122,7 @@ class _Config:
     scale_blocks: int
     int8: bool
     code_dtype: jnp.dtype
+    paired: bool
     activation: str | None
 
     @property
@@ -149,7 +174,7 @@ def _call(
         out_shape=out,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary" if keeps_q else "parallel", "arbitrary"),
-            vmem_limit_bytes=VMEM_LIMIT,
+            vmem_limit_bytes=vmem_limit(),
         ),
         name=NAME,
     )(operands)
@@ -227,14 +252,33 @@ def _product(config: _Config, x: jax.Array, refs: dict) -> jax.Array:
     sums = jnp.int32 if config.code_dtype == jnp.int8 else jnp.float32
     scales = refs["scale"].shape[0]
     size = codes.shape[0] // scales
+    dot = paired_dot if config.paired else functools.partial(jnp.dot, preferred_element_type=sums)
     product = 0.0
     for block in range(scales):
         part = slice(block * size, (block + 1) * size)
-        total = sum(
-            jnp.dot(term, codes[part], preferred_element_type=sums) for term in _terms(x[:, part])
-        )
+        total = sum(dot(term, codes[part]) for term in _terms(x[:, part]))
         product += total.astype(jnp.float32) * refs["scale"][block]
     return product
+
+
+def paired_dot(q: jax.Array, codes: jax.Array) -> jax.Array:
+    """int32 q @ codes, in an order that suits the two matrix units of v6e.
+
+    Products of 256 of K go to one and the other in turn, and the last two of a sum are added as
+    they return, without an instruction, if the first unit has the first of them. So of three
+    products the first is shared, by halves of the rows.
+    """
+    dot = functools.partial(jnp.dot, preferred_element_type=jnp.int32)
+    rows, k = q.shape
+    if rows < UNIT // 2 or not 2 * UNIT < k <= 3 * UNIT:
+        return dot(q, codes)
+    halves = q[: rows // 2, :UNIT], q[rows // 2 :, :UNIT]
+    tiles = []
+    for column in range(0, codes.shape[1], UNIT):
+        tile = codes[:, column : column + UNIT]
+        first = jnp.concatenate([dot(half, tile[:UNIT]) for half in halves])
+        tiles.append(first + dot(q[:, UNIT:], tile[UNIT:]))
+    return jnp.concatenate(tiles, axis=1)
 
 
 def _terms(x: jax.Array) -> list[jax.Array]:
