@@ -20,6 +20,7 @@ BENCHMARKS = (
     "index",
     "input_wait",
     "loader",
+    "loss_memory",
     "matmul",
     "teacher_cache",
     "tpu_schedule",

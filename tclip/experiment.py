@@ -20,11 +20,15 @@ from tclip.sharding import MeshConfig
 CONFIG_FILE = "config.json"
 TOKENIZER_KINDS = ("auto", "train", "clip", "file")
 
-# Keys that a resumed run may change, because no parameter depends on them. Everything else,
-# train.steps included (the learning rate is a function of it), has to be what it was.
+# Keys that a resumed run may change, because parameters depend on them by no more than the order of
+# sums. Everything else, train.steps included (the learning rate is a function of it), has to be
+# what it was.
 HARMLESS_KEYS = (
     "eval",
+    "loss.chunk_size",
+    "loss.negatives",
     "mesh",
+    "optim.accumulate",
     "profile",
     "train.log_every",
     "train.eval_every",

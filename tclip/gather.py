@@ -5,7 +5,7 @@ computed in, once in the forward and once in the backward pass. Gradients are su
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -96,6 +96,20 @@ def gather_weights(
 
     return jax.tree_util.tree_map_with_path(
         visit, params, is_leaf=lambda leaf: isinstance(leaf, Int8Activations)
+    )
+
+
+def with_values(gathered: Any, params: Any) -> Any:
+    """The weights of `gather_weights(params)` for gradients with respect to `params`.
+
+    They read the copies in `gathered`, which has to be made of the same numbers.
+    """
+
+    def leaf(weight: Any, value: jax.Array) -> Any:
+        return replace(weight, value=value) if isinstance(weight, GatheredWeight) else value
+
+    return jax.tree.map(
+        leaf, gathered, params, is_leaf=lambda weight: isinstance(weight, GatheredWeight)
     )
 
 

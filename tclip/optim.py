@@ -30,8 +30,8 @@ class OptimConfig:
       grad_clip: largest global norm of the gradient; 0 turns clipping off.
       quant_lr_multiplier: factor on the learning rate of scales and thresholds.
       ema_decay: decay of the moving average of the weights; 0 keeps none.
-      accumulate: micro-batches a step. Each has its own negatives: the contrastive terms see
-        batch_size / accumulate candidates.
+      accumulate: micro-batches a step, to save memory: the loss and its gradient are those of the
+        whole batch. More than one costs a second forward pass.
     """
 
     lr: float = 1e-3

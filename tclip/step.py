@@ -8,20 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from tclip.experiment import Experiment
-from tclip.gather import gather_weights
-from tclip.losses import Outputs, caption_positives, total_loss
+from tclip.gather import gather_weights, with_values
+from tclip.gradients import Batch, Metrics, Models, loss_gradients
+from tclip.losses import Outputs
 from tclip.models import CLIP, CLIPConfig, logit_bias, logit_scale
-from tclip.quant import TernaryPolicy, ternarize_params, ternary_paths
-from tclip.sharding import BATCH_AXES, batch_sharding
+from tclip.quant import ternarize_params, ternary_paths
+from tclip.sharding import batch_sharding
 from tclip.state import Params, TrainState
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+NO_LAYERS: dict[str, tuple[int, ...]] = {"image": (), "text": ()}
+
 StepFunction = Callable[[TrainState, Params | None, Batch], tuple[TrainState, Metrics]]
 
 
@@ -61,12 +62,6 @@ def forward(
     )
 
 
-def student_params(trainable: dict[str, Any], policy: TernaryPolicy, mesh: Mesh) -> Params:
-    """The weights that the student's towers are run with."""
-    params = ternarize_params(trainable["params"], trainable["quant"], policy)
-    return gather_weights(params, mesh, ternary_paths(trainable["params"], policy), policy.group)
-
-
 def teacher_outputs(
     model: CLIPConfig,
     params: Params,
@@ -99,8 +94,8 @@ def make_train_step(
 ) -> StepFunction:
     """Returns step(state, teacher_params, batch) -> (state, metrics), not yet jitted.
 
-    With optim.accumulate = A > 1 the batch is split into A micro-batches that run one after another
-    under lax.scan; gradients and metrics are their means. Negatives are those of the micro-batch.
+    With optim.accumulate = A > 1 the batch is run in A micro-batches, one after another; the result
+    is the same.
 
     The batch is that of `tclip.data.train_batches`; the metrics are float32 scalars, "skipped"
     counts from the beginning of training.
@@ -109,49 +104,37 @@ def make_train_step(
     student_layers, teacher_layers = (
         {tower: tuple(pair[side] for pair in pairs[tower]) for tower in pairs} for side in (0, 1)
     )
-    batch_axis = batch_sharding(mesh)
-    micro_axis = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
-    accumulate = experiment.optim.accumulate
+    batch_axis, quant = batch_sharding(mesh), experiment.quant
 
-    def loss_fn(
-        trainable: dict[str, Any], teacher_params: Params | None, batch: Batch
-    ) -> tuple[jax.Array, Metrics]:
-        params = student_params(trainable, experiment.quant, mesh)
-        student = forward(experiment.model, params, batch, student_layers, batch_axis)
-        teacher = None
-        if teacher_model is not None:
-            weights = gather_weights(teacher_params, mesh)
-            teacher = teacher_outputs(teacher_model, weights, batch, teacher_layers, batch_axis)
-        positives_BxB = jax.lax.with_sharding_constraint(
-            caption_positives(batch["tokens"]), batch_axis
-        )
-        loss, metrics = total_loss(
-            experiment.loss, student, teacher, positives_BxB, trainable["adapters"]
-        )
-        return loss, metrics | {"loss": loss, "logit_scale": student.logit_scale}
+    def student_weights(latent: dict[str, Any]) -> Params:
+        return ternarize_params(latent["params"], latent["quant"], quant)
 
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-
-    def micro_batches(x: jax.Array) -> jax.Array:
-        # Sample i goes to micro-batch i % A, so that no device has to send its samples away.
-        x_MxA = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(jnp.swapaxes(x_MxA, 0, 1), micro_axis)
+    def teacher_fn(params: Params | None, batch: Batch, hidden: bool) -> Outputs | None:
+        if teacher_model is None:
+            return None
+        layers = teacher_layers if hidden else NO_LAYERS
+        weights = gather_weights(params, mesh)
+        return teacher_outputs(teacher_model, weights, batch, layers, batch_axis)
 
     def gradients(
         trainable: dict[str, Any], teacher_params: Params | None, batch: Batch
-    ) -> tuple[Any, Metrics]:
-        if accumulate == 1:
-            return grad_fn(trainable, teacher_params, batch)
+    ) -> tuple[dict[str, Any], Metrics]:
+        # Ternarised and gathered once, however many micro-batches there are.
+        latent = {key: trainable[key] for key in ("params", "quant")}
+        params, pull = jax.vjp(student_weights, latent)
+        paths = ternary_paths(latent["params"], quant)
+        gathered = gather_weights(params, mesh, paths, quant.group)
 
-        def add(total: Any, batch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad_fn(trainable, teacher_params, batch)), None
+        def student_fn(params: Params, batch: Batch, hidden: bool) -> Outputs:
+            layers = student_layers if hidden else NO_LAYERS
+            weights = with_values(gathered, params)
+            return forward(experiment.model, weights, batch, layers, batch_axis)
 
-        batches = jax.tree.map(micro_batches, batch)
-        first = jax.tree.map(lambda x: x[0], batches)
-        shapes = jax.eval_shape(grad_fn, trainable, teacher_params, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, batches)
-        return jax.tree.map(lambda x: x / accumulate, total)
+        gradient, metrics = loss_gradients(
+            Models(student_fn, teacher_fn), experiment.loss, mesh, experiment.optim.accumulate
+        )({"params": params, "adapters": trainable["adapters"]}, teacher_params, batch)
+        (latent_gradient,) = pull(gradient["params"])
+        return latent_gradient | {"adapters": gradient["adapters"]}, metrics
 
     def step(
         state: TrainState, teacher_params: Params | None, batch: Batch

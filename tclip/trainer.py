@@ -24,6 +24,7 @@ from tclip.distributed import local_rows, put_rows, put_whole
 from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
+from tclip.losses import check_negatives
 from tclip.metrics import MetricWriter, read_metrics
 from tclip.prepare import Run, continue_as, prepare_run
 from tclip.profiler import Profiler
@@ -78,6 +79,7 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     config = experiment.train
     mesh = make_mesh(experiment.mesh)
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
+    check_negatives(experiment.loss, config.batch_size, mesh)
     run = prepare_run(experiment, workdir)
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
     work = workload(experiment, teacher, run.cache is not None, mesh)

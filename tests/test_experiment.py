@@ -147,5 +147,7 @@ def test_what_no_parameter_depends_on_may_change(tmp_path):
         eval={"data": {"source": "shapes", "split": "test"}, "batch_size": 3},
         train_data={"source": "shapes", "data_dir": "/elsewhere"},
         mesh={"data": 1},
+        loss={"negatives": "chunked", "chunk_size": 64},
+        optim={"accumulate": 2},
     )
     check_resumable(Experiment(), experiment, tmp_path)

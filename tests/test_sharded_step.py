@@ -25,7 +25,7 @@ from tclip.step import make_train_step
 BATCH = 32
 
 
-def make_experiment(accumulate: int) -> Experiment:
+def make_experiment(accumulate: int, negatives: str) -> Experiment:
     return Experiment(
         model=dataclasses.replace(tiny.config(), scan_layers=True),
         preprocess=tiny.PREPROCESS,
@@ -37,6 +37,7 @@ def make_experiment(accumulate: int) -> Experiment:
             hidden_weight=1,
             hidden_layers=((0, 1),),
             text_hidden_layers=((0, 1), (1, 0)),
+            negatives=negatives,
         ),
         optim=OptimConfig(warmup_steps=2, accumulate=accumulate, ema_decay=0.9),
     )
@@ -62,9 +63,9 @@ EIGHT = MeshConfig(data=8)
 
 
 @functools.cache
-def run(config: MeshConfig, accumulate: int = 1):
+def run(config: MeshConfig, accumulate: int = 1, negatives: str = "gathered"):
     """State and metrics after a step, and the compiled program."""
-    experiment = make_experiment(accumulate)
+    experiment = make_experiment(accumulate, negatives)
     mesh = make_mesh(config)
     teacher = teacher_params(experiment)
     teacher = jax.device_put(teacher, param_shardings(teacher, mesh))
@@ -80,24 +81,26 @@ def run(config: MeshConfig, accumulate: int = 1):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "accumulate"),
+    ("mesh", "accumulate", "negatives"),
     [
-        (MeshConfig(data=2), 1),
-        (MeshConfig(data=1, fsdp=2), 1),
-        (MeshConfig(data=1, fsdp=2, tensor=2), 1),
-        (EIGHT, 1),
-        (MeshConfig(data=1, fsdp=8), 1),
-        (MeshConfig(slice=2, data=2, fsdp=2), 1),
-        (MeshConfig(slice=2, data=2, tensor=2), 1),
-        (MeshConfig(slice=2, data=1, fsdp=2, tensor=2), 1),
-        (MeshConfig(data=2, fsdp=2, tensor=2), 1),
-        (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+        (MeshConfig(data=2), 1, "gathered"),
+        (MeshConfig(data=1, fsdp=2), 1, "gathered"),
+        (MeshConfig(data=1, fsdp=2, tensor=2), 1, "gathered"),
+        (EIGHT, 1, "gathered"),
+        (MeshConfig(data=1, fsdp=8), 1, "gathered"),
+        (MeshConfig(slice=2, data=2, fsdp=2), 1, "ring"),
+        (MeshConfig(slice=2, data=2, tensor=2), 1, "gathered"),
+        (MeshConfig(slice=2, data=1, fsdp=2, tensor=2), 1, "gathered"),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 1, "gathered"),
+        (ONE, 4, "gathered"),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 2, "ring"),
     ],
     ids=lambda value: str(value).removeprefix("MeshConfig"),
 )
-def test_every_mesh_equals_one_device(mesh, accumulate):
-    one, metrics_of_one, _ = run(ONE, accumulate)
-    many, metrics_of_many, _ = run(mesh, accumulate)
+def test_every_mesh_and_every_number_of_micro_batches_equals_one(mesh, accumulate, negatives):
+    one, metrics_of_one, _ = run(ONE)
+    many, metrics_of_many, _ = run(mesh, accumulate, negatives)
+    assert float(metrics_of_many["skipped"]) == BATCH
     for name, value in metrics_of_one.items():
         np.testing.assert_allclose(metrics_of_many[name], value, rtol=1e-5, err_msg=name)
     # The first moment after one step is a multiple of the clipped gradient; its global norm is 0.1.
@@ -126,23 +129,6 @@ def flops(mesh: MeshConfig) -> float:
 def test_no_device_repeats_the_work_of_another():
     # On a data mesh the weights are ternarised and updated on every device; the rest is split.
     assert flops(EIGHT) < flops(ONE) / 4
-
-
-def test_micro_batches_are_averaged():
-    """Losses of the two halves that the step makes of its batch, each computed by itself."""
-    _, whole, _ = run(ONE, 2)
-    experiment = make_experiment(1)
-    mesh = make_mesh(MeshConfig(data=1))
-    optimizer = make_optimizer(experiment.optim, 10)
-    schedule = learning_rate(experiment.optim, 10)
-    teacher = teacher_params(experiment)
-    step = jax.jit(make_train_step(experiment, experiment.model, optimizer, schedule, mesh))
-    init = functools.partial(create_state, experiment, experiment.model, optimizer)
-    state = jax.jit(init)(teacher)
-    halves = [{key: value[i::2] for key, value in make_batch().items()} for i in range(2)]
-    losses = [float(step(state, teacher, half)[1]["loss"]) for half in halves]
-    assert float(whole["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
-    assert float(whole["skipped"]) == BATCH
 
 
 def test_ema_after_one_step_is_between_start_and_end():

@@ -1,4 +1,4 @@
-"""Losses against their formulas written out in NumPy (float64)."""
+"""The sum of the losses and its terms against their formulas written out in NumPy (float64)."""
 
 import dataclasses
 import subprocess
@@ -6,16 +6,19 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import loss_problems as problems
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.test_util import check_grads
+from loss_problems import B, D, W, assert_close, logits, make_captions, make_outputs, softmax, unit
 
 from tclip import losses
-from tclip.losses import LossConfig, Outputs, Widths
+from tclip.losses import LossConfig, Widths
+from tclip.losses.features import embedding_l2, hidden_mse
+from tclip.sharding import MeshConfig, make_mesh
 
-B, D, T, W = 6, 8, 5, 12
+MESH = make_mesh(MeshConfig(data=1))
+CAPTIONS = make_captions([(0, 2, 5)])
 EVERYTHING = LossConfig(
     similarity_weight=2.0,
     temperature=3.0,
@@ -27,41 +30,17 @@ EVERYTHING = LossConfig(
 )
 
 
-def make_outputs(seed, embedding=D, width=W, scale=20.0, dtype=np.float32):
-    rng = np.random.default_rng(seed)
+def total_loss(config, student, teacher, adapters=None):
+    return losses.total_loss(config, student, teacher, CAPTIONS, adapters or {}, MESH)
 
-    def hidden():
-        return tuple(rng.normal(size=(B, T, width)).astype(dtype) for _ in range(2))
 
-    return Outputs(
-        image=rng.normal(size=(B, embedding)).astype(dtype),
-        text=rng.normal(size=(B, embedding)).astype(dtype),
-        logit_scale=np.float32(scale),
-        logit_bias=np.float32(-2.0),
-        image_hidden=hidden(),
-        text_hidden=hidden(),
+def hidden_reference(student, teacher):
+    pairs = zip(
+        student.image_hidden + student.text_hidden,
+        teacher.image_hidden + teacher.text_hidden,
+        strict=True,
     )
-
-
-def unit(x):
-    x = np.asarray(x, np.float64)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def logits(outputs):
-    cosines = unit(outputs.image) @ unit(outputs.text).T
-    return float(outputs.logit_scale) * cosines + float(outputs.logit_bias)
-
-
-def softmax(x, axis):
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
-
-
-def assert_close(actual, expected):
-    assert actual.dtype == jnp.float32
-    assert actual.shape == ()
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    return np.mean([((s.astype(np.float64) - t) ** 2).mean() for s, t in pairs])
 
 
 def test_contrastive_without_repeated_captions_is_clips():
@@ -69,78 +48,28 @@ def test_contrastive_without_repeated_captions_is_clips():
     z = logits(outputs)
     i = np.arange(B)
     rows, columns = np.log(softmax(z, 1)[i, i]).mean(), np.log(softmax(z, 0)[i, i]).mean()
-    expected = -(rows + columns) / 2
-    assert_close(losses.contrastive_loss(outputs, jnp.eye(B, dtype=bool)), expected)
-
-
-def test_contrastive_spreads_the_target_over_equal_captions():
-    outputs = make_outputs(1)
-    positives = np.eye(B, dtype=bool)
-    positives[np.ix_([0, 2, 5], [0, 2, 5])] = True
-    log_rows, log_columns = np.log(softmax(logits(outputs), 1)), np.log(softmax(logits(outputs), 0))
-    expected = 0.0
-    for i in range(B):
-        mine = [j for j in range(B) if positives[i, j]]
-        expected -= sum(log_rows[i, j] + log_columns[j, i] for j in mine) / len(mine) / (2 * B)
-    assert_close(losses.contrastive_loss(outputs, jnp.asarray(positives)), expected)
-
-
-def test_one_directional_positives_normalise_each_direction_by_itself():
-    outputs = make_outputs(2)
-    positives = np.eye(B, dtype=bool)
-    positives[0, :] = True
-    z, p = logits(outputs), positives.astype(float)
-    rows = (p / p.sum(1, keepdims=True) * np.log(softmax(z, 1))).sum() / B
-    columns = (p / p.sum(0, keepdims=True) * np.log(softmax(z, 0))).sum() / B
-    assert_close(losses.contrastive_loss(outputs, jnp.asarray(positives)), -(rows + columns) / 2)
-
-
-def test_sigmoid_counts_equal_captions_as_positives():
-    outputs = make_outputs(3)
-    positives = np.eye(B, dtype=bool)
-    positives[1, 4] = positives[4, 1] = True
-    z = logits(outputs)
-    expected = 0.0
-    for i in range(B):
-        for j in range(B):
-            sign = 1 if positives[i, j] else -1
-            expected += np.log1p(np.exp(-sign * z[i, j])) / B
-    assert_close(losses.sigmoid_loss(outputs, jnp.asarray(positives)), expected)
+    loss, _ = losses.total_loss(LossConfig(), outputs, None, make_captions([]), {}, MESH)
+    assert_close(loss, -(rows + columns) / 2)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_similarity_kl_over_rows_and_columns(temperature):
     student, teacher = make_outputs(4), make_outputs(5, embedding=D + 3, scale=50.0)
-    expected = 0.0
-    for axis in (1, 0):
-        p = softmax(logits(teacher) / temperature, axis)
-        q = softmax(logits(student) / temperature, axis)
-        expected += temperature**2 * (p * np.log(p / q)).sum() / B / 2
-    assert_close(losses.similarity_kl(student, teacher, temperature), expected)
-
-
-def test_logits_mse():
-    student, teacher = make_outputs(6), make_outputs(7, scale=50.0)
-    expected = ((logits(student) - logits(teacher)) ** 2).mean()
-    assert_close(losses.logits_mse(student, teacher), expected)
+    config = LossConfig(contrastive_weight=0, similarity_weight=1, temperature=temperature)
+    _, terms = total_loss(config, student, teacher)
+    assert_close(terms["similarity_kl"], problems.similarity_kl(student, teacher, temperature))
 
 
 def test_embedding_l2_compares_unit_embeddings_of_both_towers():
     student, teacher = make_outputs(8), make_outputs(9)
     image = ((unit(student.image) - unit(teacher.image)) ** 2).sum(-1).mean()
     text = ((unit(student.text) - unit(teacher.text)) ** 2).sum(-1).mean()
-    assert_close(losses.embedding_l2(student, teacher, {}), (image + text) / 2)
+    assert_close(embedding_l2(student, teacher, {}), (image + text) / 2)
 
 
 def test_hidden_mse_is_the_mean_over_pairs_and_towers():
     student, teacher = make_outputs(10), make_outputs(11)
-    pairs = zip(
-        student.image_hidden + student.text_hidden,
-        teacher.image_hidden + teacher.text_hidden,
-        strict=True,
-    )
-    expected = np.mean([((s.astype(np.float64) - t) ** 2).mean() for s, t in pairs])
-    assert_close(losses.hidden_mse(student, teacher, {}), expected)
+    assert_close(hidden_mse(student, teacher, {}), hidden_reference(student, teacher))
 
 
 @pytest.mark.parametrize(("images", "texts"), [(1, 0), (0, 2), (2, 1)])
@@ -153,13 +82,7 @@ def test_towers_may_have_different_numbers_of_hidden_pairs(images, texts):
         )
         for outputs in (make_outputs(27), make_outputs(28))
     )
-    pairs = zip(
-        student.image_hidden + student.text_hidden,
-        teacher.image_hidden + teacher.text_hidden,
-        strict=True,
-    )
-    expected = np.mean([((s.astype(np.float64) - t) ** 2).mean() for s, t in pairs])
-    assert_close(losses.hidden_mse(student, teacher, {}), expected)
+    assert_close(hidden_mse(student, teacher, {}), hidden_reference(student, teacher))
 
 
 def test_adapters_bridge_widths_that_differ():
@@ -177,14 +100,14 @@ def test_adapters_bridge_widths_that_differ():
     image = unit(student.image @ a["image_embedding"]) - unit(teacher.image)
     text = unit(student.text @ a["text_embedding"]) - unit(teacher.text)
     expected = ((image**2).sum(-1).mean() + (text**2).sum(-1).mean()) / 2
-    assert_close(losses.embedding_l2(student, teacher, adapters), expected)
+    assert_close(embedding_l2(student, teacher, adapters), expected)
 
     terms = []
     for tower in ("image", "text"):
         ours, theirs = getattr(student, f"{tower}_hidden"), getattr(teacher, f"{tower}_hidden")
         for i in range(2):
             terms.append(((ours[i] @ a[f"{tower}_hidden_{i}"] - theirs[i]) ** 2).mean())
-    assert_close(losses.hidden_mse(student, teacher, adapters), np.mean(terms))
+    assert_close(hidden_mse(student, teacher, adapters), np.mean(terms))
 
 
 def test_adapters_only_where_they_are_needed():
@@ -204,10 +127,9 @@ def test_adapters_only_where_they_are_needed():
 def test_distillation_is_zero_with_zero_gradient_when_student_equals_teacher():
     outputs = make_outputs(14)
     config = dataclasses.replace(EVERYTHING, contrastive_weight=0.0)
-    positives = jnp.eye(B, dtype=bool)
 
     def loss(student):
-        return losses.total_loss(config, student, outputs, positives, {})
+        return total_loss(config, student, outputs)
 
     (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(outputs)
     assert set(metrics) == {"similarity_kl", "logits_mse", "embedding_l2", "hidden_mse"}
@@ -223,7 +145,7 @@ def test_gradients_agree_with_finite_differences():
 
     def loss(image, text, scale):
         ours = dataclasses.replace(student, image=image, text=text, logit_scale=scale)
-        return losses.total_loss(config, ours, teacher, jnp.eye(B, dtype=bool), {})[0]
+        return total_loss(config, ours, teacher)[0]
 
     arguments = student.image, student.text, jnp.float32(3.0)
     check_grads(loss, arguments, order=1, modes=("rev",), eps=1e-2, rtol=2e-2)
@@ -231,14 +153,12 @@ def test_gradients_agree_with_finite_differences():
 
 def test_total_is_the_weighted_sum_and_metrics_are_unweighted():
     student, teacher = make_outputs(17), make_outputs(18)
-    positives = jnp.eye(B, dtype=bool)
     config = dataclasses.replace(EVERYTHING, contrastive="sigmoid", contrastive_weight=0.25)
-    loss, metrics = losses.total_loss(config, student, teacher, positives, {})
-    assert_close(metrics["contrastive"], losses.sigmoid_loss(student, positives))
-    assert_close(metrics["similarity_kl"], losses.similarity_kl(student, teacher, 3.0))
-    assert_close(metrics["logits_mse"], losses.logits_mse(student, teacher))
-    assert_close(metrics["embedding_l2"], losses.embedding_l2(student, teacher, {}))
-    assert_close(metrics["hidden_mse"], losses.hidden_mse(student, teacher, {}))
+    loss, metrics = total_loss(config, student, teacher)
+    for name, value in problems.pairwise(config, student, teacher, CAPTIONS).items():
+        assert_close(metrics[name], value)
+    assert_close(metrics["embedding_l2"], embedding_l2(student, teacher, {}))
+    assert_close(metrics["hidden_mse"], hidden_mse(student, teacher, {}))
     weights = {
         "contrastive": 0.25,
         "similarity_kl": 2.0,
@@ -249,18 +169,11 @@ def test_total_is_the_weighted_sum_and_metrics_are_unweighted():
     assert_close(loss, sum(weights[name] * float(term) for name, term in metrics.items()))
 
 
-def test_float_training_needs_no_teacher():
-    outputs, positives = make_outputs(19), jnp.eye(B, dtype=bool)
-    loss, metrics = losses.total_loss(LossConfig(), outputs, None, positives, {})
-    assert list(metrics) == ["contrastive"]
-    assert_close(loss, losses.contrastive_loss(outputs, positives))
-
-
 def test_no_gradient_reaches_the_teacher():
     student, teacher = make_outputs(20), make_outputs(21)
 
     def loss(teacher):
-        return losses.total_loss(EVERYTHING, student, teacher, jnp.eye(B, dtype=bool), {})[0]
+        return total_loss(EVERYTHING, student, teacher)[0]
 
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(jax.grad(loss)(teacher)))
 
@@ -268,9 +181,9 @@ def test_no_gradient_reaches_the_teacher():
 def test_bfloat16_embeddings_are_computed_with_in_float32():
     low = make_outputs(22, dtype=jnp.bfloat16)
     high = jax.tree.map(lambda x: x.astype(np.float32), low)
-    teacher, positives = make_outputs(23), jnp.eye(B, dtype=bool)
-    loss, metrics = losses.total_loss(EVERYTHING, low, teacher, positives, {})
-    expected, _ = losses.total_loss(EVERYTHING, high, teacher, positives, {})
+    teacher = make_outputs(23)
+    loss, metrics = total_loss(EVERYTHING, low, teacher)
+    expected, _ = total_loss(EVERYTHING, high, teacher)
     assert all(term.dtype == jnp.float32 for term in metrics.values())
     assert_close(loss, expected)
 
@@ -280,26 +193,19 @@ def test_a_zero_embedding_has_a_finite_loss_and_gradient():
     student = dataclasses.replace(make_outputs(25), image=np.zeros((B, D), np.float32))
 
     def loss(student):
-        return losses.total_loss(EVERYTHING, student, teacher, jnp.eye(B, dtype=bool), {})[0]
+        return total_loss(EVERYTHING, student, teacher)[0]
 
     value, gradient = jax.value_and_grad(loss)(student)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=4, max_size=4))
-def test_caption_positives_are_pairwise_equality(tokens):
-    expected = [[a == b for b in tokens] for a in tokens]
-    actual = losses.caption_positives(jnp.asarray(tokens))
-    assert actual.dtype == bool
-    np.testing.assert_array_equal(actual, expected)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"contrastive": "hinge"}, "hinge.*softmax or sigmoid"),
+        ({"contrastive": "hinge"}, "loss.contrastive='hinge': choose from softmax, sigmoid"),
+        ({"negatives": "local"}, "loss.negatives='local': choose from gathered, chunked, ring"),
+        ({"chunk_size": 0}, "loss.chunk_size=0"),
         ({"embedding_weight": -1.0}, "embedding_weight -1.0 is negative"),
         ({"temperature": 0.0}, "temperature 0.0"),
         ({"hidden_weight": 1.0}, "hidden_layers"),
@@ -314,19 +220,19 @@ def test_bad_configs_are_refused(options, message):
 
 def test_a_missing_teacher_is_refused():
     with pytest.raises(ValueError, match="teacher"):
-        losses.total_loss(EVERYTHING, make_outputs(0), None, jnp.eye(B, dtype=bool), {})
+        total_loss(EVERYTHING, make_outputs(0), None)
 
 
 def test_hidden_layers_need_equal_token_counts():
     teacher = make_outputs(26)
     short = dataclasses.replace(teacher, image_hidden=tuple(h[:, 1:] for h in teacher.image_hidden))
     with pytest.raises(ValueError, match=r"image: .*equal token counts.* 5 .* 4"):
-        losses.hidden_mse(teacher, short, {})
+        hidden_mse(teacher, short, {})
     with pytest.raises(ValueError, match=r"image: 2 hidden layers .* 0"):
-        losses.hidden_mse(teacher, dataclasses.replace(teacher, image_hidden=()), {})
+        hidden_mse(teacher, dataclasses.replace(teacher, image_hidden=()), {})
     none = dataclasses.replace(teacher, image_hidden=(), text_hidden=())
     with pytest.raises(ValueError, match="no hidden layers"):
-        losses.hidden_mse(none, none, {})
+        hidden_mse(none, none, {})
 
 
 def test_the_losses_load_nothing_above_jax():
