@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,18 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except (ValueError, OSError, FloatingPointError) as error:
             absl_logging.debug("traceback:", exc_info=True)
             print(f"{Path(argv[0]).stem}: error: {error}", file=sys.stderr)
-            return 1
+            code = 1
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            # Such as the loss of another process, in the middle of a sum with it.
+            traceback.print_exc()
+            code = 1
+        if jax.distributed.is_initialized():
+            # The way out would wait for the others, who wait for this one.
+            sys.stderr.flush()
+            os._exit(code)
+        return code
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -11,6 +11,10 @@ _COUNT = flags.DEFINE_integer("num_processes", None, "How many processes run thi
 _ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
 
-def join_processes() -> None:
-    """Joins the other processes that run this command, if the flags or a cluster say so."""
-    distributed.initialize(_COORDINATOR.value, _COUNT.value, _ID.value)
+def join_processes(defer_sigterm: bool = False) -> None:
+    """Joins the other processes that run this command, if the flags or a cluster say so.
+
+    Args:
+      defer_sigterm: as of `tclip.distributed.initialize`.
+    """
+    distributed.initialize(_COORDINATOR.value, _COUNT.value, _ID.value, defer_sigterm=defer_sigterm)

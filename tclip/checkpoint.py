@@ -8,6 +8,7 @@ were. All processes of a run write it together, and all call what is here.
 
 import logging
 import math
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,17 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from tclip.distributed import all_agree, is_main, wait_for_all
 from tclip.experiment import Experiment, read_experiment
 from tclip.models import init_params
 from tclip.quant import init_quant
 from tclip.state import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
+# In the name of what Orbax is still writing.
+UNFINISHED = ".orbax-checkpoint-tmp"
+
+logger = logging.getLogger(__name__)
 
 Policies = ocp.training.preservation_policies
 
@@ -33,13 +39,15 @@ class Checkpoints:
     """The checkpoints of one run, to write and to resume from. Use as a context manager."""
 
     def __init__(self, workdir: Path, keep_last: int, best_metric: str):
-        """Opens workdir/checkpoints and removes what an interrupted save left behind.
+        """Opens workdir/checkpoints and removes, with a warning, what an interrupted save left.
 
         Args:
           keep_last: newest checkpoints that are kept.
           best_metric: the checkpoint whose metric of this name is largest is kept as well.
         """
         self.directory = workdir.absolute() / CHECKPOINTS
+        for path in self.directory.glob(f"*{UNFINISHED}*"):
+            logger.warning("%s was left half-written; it is removed", path)
         best = Policies.BestN(
             n=1,
             get_metric_fn=lambda metrics: _metric(metrics, best_metric),
@@ -63,13 +71,7 @@ class Checkpoints:
             if error_type is None:
                 raise self._failure(error) from error
             # The error that is already on its way came first.
-            logging.getLogger(__name__).error("%s", self._failure(error))
-
-    @property
-    def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint, or None."""
-        latest = self._orbax.latest
-        return None if latest is None else latest.step
+            logger.error("%s", self._failure(error))
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Starts saving and returns once `state` may be donated; waits for the save before it.
@@ -95,20 +97,43 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(error) from error
 
-    def restore(self, abstract_state: TrainState) -> TrainState:
-        """Loads the newest checkpoint.
+    def restore(self, abstract_state: TrainState) -> TrainState | None:
+        """Loads the newest checkpoint that can be read; None where there is none.
+
+        Newer ones are set aside with a warning: they are renamed, and none is deleted.
 
         Args:
           abstract_state: ShapeDtypeStructs with the shardings that the state shall have.
 
         Raises:
-          CheckpointError: the checkpoint is damaged or of another shape.
+          CheckpointError: all are damaged, or of another shape.
         """
-        try:
-            loaded = self._orbax.load_checkpointables(self.latest_step, {"state": abstract_state})
-        except Exception as error:
-            raise _unreadable(self.directory / str(self.latest_step), error) from error
-        return loaded["state"]
+        failures: dict[int, CheckpointError] = {}
+        for step in sorted((info.step for info in self._orbax.checkpoints), reverse=True):
+            state = None
+            try:
+                loaded = self._orbax.load_checkpointables(step, {"state": abstract_state})
+                state = loaded["state"]
+            except Exception as error:
+                failures[step] = _unreadable(self.directory / str(step), error)
+            if all_agree(state is not None):
+                self._set_aside(failures)
+                return state
+            failures.setdefault(step, CheckpointError(f"another process cannot read step {step}"))
+        if failures:
+            raise failures[max(failures)]
+        return None
+
+    def _set_aside(self, failures: dict[int, CheckpointError]) -> None:
+        for step, error in failures.items():
+            path = self.directory / str(step)
+            aside = path.with_name(f"damaged-{step}-{uuid.uuid4().hex[:8]}")
+            logger.warning("%s; the checkpoint before is used, and this one set aside", error)
+            if is_main():
+                path.rename(aside)
+        if failures:
+            wait_for_all("damaged checkpoints")
+            self._orbax.reload()
 
     def _failure(self, error: Exception) -> CheckpointError:
         steps = _whole_steps(self.directory)
@@ -119,7 +144,7 @@ class Checkpoints:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether `workdir` holds a whole checkpoint."""
+    """Whether `workdir` holds a checkpoint that was written to its end."""
     return bool(_whole_steps(workdir / CHECKPOINTS))
 
 

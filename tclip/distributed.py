@@ -26,6 +26,7 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
+    defer_sigterm: bool = False,
 ) -> None:
     """Joins the other processes of this program; call before anything asks jax for its devices.
 
@@ -37,6 +38,7 @@ def initialize(
       num_processes: how many there are.
       process_id: which one this is, from 0.
       heartbeat_seconds: when one has been silent for so long, the others end.
+      defer_sigterm: whether SIGTERM is left to `tclip.preemption`, and does not end the process.
 
     Raises:
       ValueError: some of the arguments are given, and others not.
@@ -48,6 +50,7 @@ def initialize(
         )
     if coordinator_address is None and not _is_cluster():
         return
+    jax.config.update("jax_enable_preemption_service", defer_sigterm)
     jax.distributed.initialize(
         *given,
         heartbeat_timeout_seconds=heartbeat_seconds,

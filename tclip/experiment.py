@@ -35,6 +35,7 @@ HARMLESS_KEYS = (
     "train.checkpoint_every",
     "train.keep_last",
     "train.best_metric",
+    "train.max_bad_steps",
     "train_data.data_dir",
 )
 
@@ -91,6 +92,8 @@ class TrainConfig:
       keep_last: newest checkpoints that are kept, beside the best.
       best_metric: metric of the evaluation whose largest value marks the best checkpoint.
       num_workers: worker processes of the input pipeline; 0 reads in the main process.
+      max_bad_steps: steps in a row without a finite loss and gradient, each of which changes
+        nothing, that end the run.
     """
 
     steps: int = 1000
@@ -101,10 +104,11 @@ class TrainConfig:
     keep_last: int = 2
     best_metric: str = "zeroshot_top1"
     num_workers: int = 0
+    max_bad_steps: int = 10
 
     def __post_init__(self):
         positive = "steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_last"
-        for name in positive:
+        for name in (*positive, "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
         if self.num_workers < 0:

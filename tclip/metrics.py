@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +60,8 @@ class MetricFiles:
         self._write_event(Event(step=start_step + 1, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        # JSON has no NaN; what has none is missing from the row.
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         append_json_line(self._jsonl, {"step": step, **values})
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write_event(Event(step=step, summary=Summary(value=scalars)))
@@ -104,6 +106,7 @@ class MetricWriter:
         workload: Workload,
         log_every: int,
         started: float,
+        check: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     ):
         """Opens the files of `workdir` and drops rows after `start_step`, left by a killed run.
 
@@ -114,6 +117,7 @@ class MetricWriter:
           workload: what a step does, for the rates.
           log_every: steps between rows of training metrics.
           started: when this start of the run began, as of time.time().
+          check: is shown the metrics of every step, and may refuse to go on.
         """
         self._files = MetricFiles(workdir, start_step) if workdir else None
         self._goodput = Goodput(workdir, start_step, started)
@@ -125,6 +129,7 @@ class MetricWriter:
             disable=workdir is None or not sys.stderr.isatty(),
         )
         self._total_steps, self._workload, self._log_every = total_steps, workload, log_every
+        self._check = check
         self._pending: _Pending | None = None
         self._watcher = ThreadPoolExecutor(1, "step-clock")
         self._clock = StepClock()
@@ -162,8 +167,7 @@ class MetricWriter:
 
         So the host stays one step ahead of the devices, and no more.
 
-        Raises:
-          FloatingPointError: loss or gradient of the step before are not finite.
+        Raises whatever `check` raises about the step before.
         """
         # Another thread waits for the step: this one may be busy, or wait for data, when it ends.
         end = self._watcher.submit(_end, metrics)
@@ -177,12 +181,7 @@ class MetricWriter:
         (step, metrics, batch, end), self._pending = self._pending, None
         seconds = self._clock.ended(batch, end.result())
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values[name]):
-                raise FloatingPointError(
-                    f"{name} is {values[name]} at step {step}; the checkpoints before it are kept: "
-                    "lower optim.lr or optim.grad_clip"
-                )
+        self._check(step, values)
         self._step, self._time = step, self._time.plus(seconds)
         self._goodput.add(seconds.compute)
         self._bar.update()

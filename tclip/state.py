@@ -18,7 +18,7 @@ Params = Any
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["step", "trainable", "opt_state", "ema", "skipped"],
+    data_fields=["step", "trainable", "opt_state", "ema", "skipped", "bad_steps"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,14 @@ class TrainState:
     """What a checkpoint holds of the model and the optimiser. The frozen teacher is not part of it.
 
     Attributes:
-      step: int32 scalar, updates done.
+      step: int32 scalar, batches seen.
       trainable: {"params": latent float32 weights, "quant": scales and thresholds of ternary
         weights, "adapters": projections of the distillation losses}.
       opt_state: state of the optax transformation over `trainable`.
       ema: moving average of {"params", "quant"}, or None.
       skipped: int32 scalar, bad samples skipped by the input pipeline so far.
+      bad_steps: int32 scalar, steps so far that changed nothing because loss or gradient were not
+        finite.
     """
 
     step: jax.Array
@@ -39,6 +41,7 @@ class TrainState:
     opt_state: optax.OptState
     ema: dict[str, Any] | None
     skipped: jax.Array
+    bad_steps: jax.Array
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ def create_state(
         opt_state=optimizer.init(trainable),
         ema=_copy({"params": params, "quant": quant}) if keep_ema else None,
         skipped=jnp.zeros((), jnp.int32),
+        bad_steps=jnp.zeros((), jnp.int32),
     )
 
 

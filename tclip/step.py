@@ -97,8 +97,10 @@ def make_train_step(
     With optim.accumulate = A > 1 the batch is run in A micro-batches, one after another; the result
     is the same.
 
+    Where loss or gradient are not finite, weights, moving average and optimiser stay as they were.
+
     The batch is that of `tclip.data.train_batches`; the metrics are float32 scalars, "skipped"
-    counts from the beginning of training.
+    and "bad_steps" count from the beginning of training.
     """
     pairs = experiment.loss.hidden_pairs
     student_layers, teacher_layers = (
@@ -144,18 +146,26 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         trainable = trainable | {"params": _bound_logit_scale(trainable["params"])}
-        skipped = state.skipped + jnp.sum(batch["skipped"])
+        grad_norm = optax.tree.norm(grads)
+        is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+        def if_good(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(is_good, x, y), new, old)
+
         new_state = TrainState(
             step=state.step + 1,
-            trainable=trainable,
-            opt_state=opt_state,
-            ema=update_ema(state, trainable, experiment.optim.ema_decay),
-            skipped=skipped,
+            trainable=if_good(trainable, state.trainable),
+            opt_state=if_good(opt_state, state.opt_state),
+            ema=if_good(update_ema(state, trainable, experiment.optim.ema_decay), state.ema),
+            skipped=state.skipped + jnp.sum(batch["skipped"]),
+            bad_steps=state.bad_steps + ~is_good,
         )
         return new_state, metrics | {
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state.step),
-            "skipped": skipped,
+            "grad_norm": grad_norm,
+            # The optimiser counts its updates.
+            "learning_rate": schedule(state.step - state.bad_steps),
+            "skipped": new_state.skipped,
+            "bad_steps": new_state.bad_steps,
         }
 
     return step

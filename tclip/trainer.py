@@ -19,13 +19,15 @@ from jax.sharding import Mesh
 
 from tclip import distributed, evals
 from tclip.checkpoint import Checkpoints, has_checkpoint
-from tclip.data import Tokenizer, View, open_source, train_batches
+from tclip.data import Tokenizer, View, batch_keys, open_source, train_batches
 from tclip.distributed import local_rows, put_rows, put_whole
+from tclip.divergence import BadSteps
 from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.losses import check_negatives
 from tclip.metrics import MetricWriter, read_metrics
+from tclip.preemption import Preempted, StopRequests
 from tclip.prepare import Run, continue_as, prepare_run
 from tclip.profiler import Profiler
 from tclip.program import make_program
@@ -65,8 +67,9 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: the experiment contradicts itself, its teacher or what is in `workdir`.
       FileNotFoundError: the data, the tokenizer or the teacher is missing.
-      FloatingPointError: the loss is not finite.
-      CheckpointError: a checkpoint cannot be written or read.
+      FloatingPointError: loss or gradient were not finite train.max_bad_steps times in a row.
+      CheckpointError: a checkpoint cannot be written, or none can be read.
+      Preempted: SIGTERM came while it trained; a checkpoint is saved.
     """
     workdir, started = Path(workdir), time.time()
     if has_checkpoint(workdir):
@@ -87,27 +90,36 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
 
     # The state is born on the mesh, and stays there: every step consumes the one before it.
     first_weights, batches_from = run.start, make_reader(run, mesh)
-    tokenizer = run.tokenizer
+    tokenizer, data = run.tokenizer, run.data
     del run  # and with it the teacher's copy in host memory
     program = make_program(experiment, teacher, mesh, first_weights)
     param_sharding = jax.tree.map(lambda x: x.sharding, program.state.trainable["params"])
     evaluate = make_evaluation(experiment, tokenizer, param_sharding)
 
-    with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
-        start = checkpoints.latest_step or 0
-        if start:
-            logger.info("%s: continuing after step %d", workdir, start)
-            state = checkpoints.restore(program.state)
-        else:
+    def keys_of(step: int) -> list[str]:
+        return batch_keys(data, config.batch_size, experiment.seed, step - 1)
+
+    with (
+        StopRequests() as stop,
+        Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints,
+    ):
+        state = checkpoints.restore(program.state)
+        if state is None:
             if first_weights is not None:
                 first_weights = put_whole(first_weights, param_shardings(first_weights, mesh))
             state = program.init(first_weights)
         del first_weights
+        start = int(state.step)
+        if start:
+            logger.info("%s: continuing after step %d", workdir, start)
 
+        check = BadSteps(config.max_bad_steps, workdir, keys_of).check
         writes_to = workdir if distributed.is_main() else None
         with (
             contextlib.closing(batches_from(start)) as batches,
-            MetricWriter(writes_to, start, config.steps, work, config.log_every, started) as writer,
+            MetricWriter(
+                writes_to, start, config.steps, work, config.log_every, started, check
+            ) as writer,
             Profiler(experiment.profile, workdir, writer.pause) as profiler,
             jax.transfer_guard("disallow"),
         ):
@@ -125,9 +137,13 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
                     with writer.pause(), jax.transfer_guard("allow"):
                         evaluation = evaluate(state)
                         writer.write_eval(step, evaluation)
-                if is_due(step, config.checkpoint_every, config.steps):
+                stops = stop.is_last(step) and step < config.steps
+                if stops or is_due(step, config.checkpoint_every, config.steps):
                     with writer.pause(), jax.transfer_guard("allow"):
                         checkpoints.save(step, state, evaluation)
+                if stops:
+                    checkpoints.wait()
+                    raise Preempted(f"{workdir}: stopped after step {step}, which is saved")
     if distributed.is_main():
         write_result(workdir)
     distributed.wait_for_all("result")

@@ -13,7 +13,8 @@ import json, sys
 from tclip import distributed
 coordinator, count, number, arguments = json.loads(sys.argv[1])
 if coordinator:
-    distributed.initialize(coordinator, count, number, heartbeat_seconds={HEARTBEAT_SECONDS})
+    distributed.initialize(coordinator, count, number, heartbeat_seconds={HEARTBEAT_SECONDS},
+        defer_sigterm=True)
 """
 
 

@@ -28,6 +28,7 @@ def make_state(value: float, size: int = 1000) -> TrainState:
         opt_state=({"params": {"a": {"fc1": {"bias": jnp.asarray(values * 2)}}}},),
         ema=None,
         skipped=jnp.asarray(7, jnp.int32),
+        bad_steps=jnp.asarray(1, jnp.int32),
     )
 
 

@@ -1,7 +1,7 @@
 """Data: sources of images and captions, transforms, tokenizer, and the Grain pipeline."""
 
 from tclip.data.mixture import Mixture, open_mixture
-from tclip.data.pipeline import View, eval_batches, train_batches
+from tclip.data.pipeline import View, batch_keys, eval_batches, train_batches
 from tclip.data.preprocessor_config import load_preprocess, save_preprocess
 from tclip.data.pretrained_tokenizer import load_pretrained_tokenizer
 from tclip.data.source import BadSample, Sample, Source, SourceConfig, open_source
@@ -18,6 +18,7 @@ __all__ = [
     "Tokenizer",
     "View",
     "augment",
+    "batch_keys",
     "clip_tokenizer",
     "decode_image",
     "eval_batches",

@@ -239,6 +239,23 @@ def train_batches(
     return batches(examples, len(rows), num_workers)
 
 
+def batch_keys(source: Source, batch_size: int, seed: int, batch: int) -> list[str]:
+    """Keys of the samples of a global batch of `train_batches`, in the order of its rows.
+
+    Images are not decoded: of one that cannot be, the key is here, and not that of its substitute.
+    """
+    data = source if isinstance(source, Mixture) else mixture_of(source)
+    order = SampleOrder(data.lengths, data.weights, seed)
+    keys = []
+    for row in range(batch_size):
+        _, number = order.at(batch * batch_size + row)
+        try:
+            keys.append(data[number].key)
+        except BadSample as error:
+            keys.append(str(error))
+    return keys
+
+
 def eval_batches(
     source: Source,
     preprocess_cfg: PreprocessConfig,

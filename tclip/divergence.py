@@ -1,0 +1,52 @@
+"""Steps without a finite loss or gradient: each is skipped, and too many in a row end the run."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tclip.distributed import is_main, wait_for_all
+from tclip.files import write_whole
+
+BAD_BATCHES = "bad_batches.json"
+
+logger = logging.getLogger(__name__)
+
+
+class BadSteps:
+    """Looks at the metrics of every step, in their order."""
+
+    def __init__(self, limit: int, workdir: Path, keys_of: Callable[[int], Sequence[str]]):
+        """Begins to count.
+
+        Args:
+          limit: bad steps in a row that end the run.
+          workdir: receives `BAD_BATCHES` then.
+          keys_of: gives the keys of the samples of a step.
+        """
+        self._limit, self._path, self._keys_of = limit, workdir / BAD_BATCHES, keys_of
+        self._steps: list[int] = []
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises FloatingPointError, naming steps and samples, at the last one that is bearable."""
+        loss, norm = metrics["loss"], metrics["grad_norm"]
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._steps.clear()
+            return
+        logger.warning("step %d is skipped: loss %s, gradient norm %s", step, loss, norm)
+        self._steps.append(step)
+        if len(self._steps) < self._limit:
+            return
+        keys = {bad: list(self._keys_of(bad)) for bad in self._steps} if is_main() else {step: ""}
+        if is_main():
+            write_whole(self._path, json.dumps(keys, indent=1) + "\n")
+        # Who ends first ends the others.
+        wait_for_all("bad batches")
+        first = ", ".join(keys[step][:3])
+        raise FloatingPointError(
+            f"loss or gradient were not finite at steps {', '.join(map(str, self._steps))} "
+            f"(train.max_bad_steps={self._limit}); the samples of the last begin with {first}, all "
+            f"are in {self._path}; the checkpoints before are kept: lower optim.lr or "
+            "optim.grad_clip, or look at the samples"
+        )

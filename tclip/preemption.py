@@ -1,0 +1,47 @@
+"""Stopping on SIGTERM: between two steps, in every process at the same one, with a checkpoint."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+# "Try again later" of sysexits.h: the same command goes on with the run.
+EXIT_CODE = os.EX_TEMPFAIL
+
+
+class Preempted(Exception):
+    """Training was asked to stop, and its state is saved; the message says where and after what."""
+
+
+class StopRequests:
+    """Tells after which step to stop. Use as a context manager, within which SIGTERM ends nothing.
+
+    With several processes that of any of them counts, and jax finds a step that none has passed.
+    """
+
+    def __enter__(self) -> "StopRequests":
+        self._asked = False
+        # jax listens itself where there are several; only the main thread may.
+        self._listens = (
+            not jax.distributed.is_initialized()
+            and threading.current_thread() is threading.main_thread()
+        )
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def is_last(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked after every step, in every process."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
