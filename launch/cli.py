@@ -5,6 +5,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -43,9 +44,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise
             # Such as the loss of another process, in the middle of a sum with it.
             traceback.print_exc()
+            print(
+                f"{Path(argv[0]).stem}: error: process {jax.process_index()} ends, and with it the "
+                "others; if this is the loss of one, start all processes again",
+                file=sys.stderr,
+            )
             code = 1
         if jax.distributed.is_initialized():
             # The way out would wait for the others, who wait for this one.
+            for worker in multiprocessing.active_children():
+                worker.kill()
             sys.stderr.flush()
             os._exit(code)
         return code

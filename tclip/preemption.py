@@ -24,11 +24,11 @@ class StopRequests:
 
     def __enter__(self) -> "StopRequests":
         self._asked = False
-        # jax listens itself where there are several; only the main thread may.
-        self._listens = (
-            not jax.distributed.is_initialized()
-            and threading.current_thread() is threading.main_thread()
-        )
+        several = jax.distributed.is_initialized()
+        # Unless asked to by `tclip.distributed.initialize` jax does not look for signals.
+        self._shared = several and jax.config.jax_enable_preemption_service
+        # Only the main thread may listen.
+        self._listens = not several and threading.current_thread() is threading.main_thread()
         if self._listens:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -39,7 +39,7 @@ class StopRequests:
 
     def is_last(self, step: int) -> bool:
         """Whether to stop after `step`; to be asked after every step, in every process."""
-        if jax.distributed.is_initialized():
+        if self._shared:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 

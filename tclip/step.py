@@ -179,10 +179,13 @@ def _bound_logit_scale(params: Params) -> Params:
 
 
 def update_ema(state: TrainState, trainable: dict[str, Any], decay: float) -> dict | None:
-    """Moving average of the weights, with a decay that warms up as (1 + t) / (10 + t)."""
+    """Moving average of the weights, with a decay that warms up as (1 + t) / (10 + t).
+
+    t counts updates.
+    """
     if state.ema is None:
         return None
-    t = state.step.astype(jnp.float32)
+    t = (state.step - state.bad_steps).astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + t) / (10 + t))
     new = {key: trainable[key] for key in state.ema}
     return jax.tree.map(lambda e, x: decay * e + (1 - decay) * x, state.ema, new)

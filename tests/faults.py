@@ -22,7 +22,7 @@ from tclip.metrics import METRICS_FILE, read_metrics
 from tclip.trainer import train
 
 # Of an attempt that is not killed before its first step.
-LONGEST_STEPS = 6
+LONGEST_STEPS = 4
 POLL_SECONDS = 0.002
 
 

@@ -49,7 +49,6 @@ def test_restores_every_bit_onto_another_mesh(tmp_path):
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
         checkpoints.save(3, state, None)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        assert checkpoints.latest_step == 3
         restored = checkpoints.restore(abstract(state, devices=2))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
@@ -83,7 +82,7 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert steps_of(tmp_path) == {2, 6, 7}
 
 
-def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path):
+def test_a_half_written_checkpoint_is_ignored_with_a_warning_and_removed(tmp_path, caplog):
     with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
         checkpoints.save(1, make_state(1), None)
     directory = tmp_path / CHECKPOINTS
@@ -91,8 +90,9 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path):
     shutil.copytree(directory / "1", half)
     assert has_checkpoint(tmp_path)
     with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
-        assert checkpoints.latest_step == 1
+        assert int(checkpoints.restore(abstract(make_state(0), devices=1)).step) == 1
         checkpoints.save(2, make_state(2), None)
+    assert f"{half} was left half-written; it is removed" in caplog.messages
     assert not half.exists()
     assert steps_of(tmp_path) == {1, 2}
 
@@ -110,7 +110,6 @@ def test_an_older_checkpoint_that_was_being_deleted_does_no_harm(tmp_path):
     shutil.rmtree(tmp_path / CHECKPOINTS / "1" / "state")
     shutil.rmtree(tmp_path / CHECKPOINTS / "1" / "metrics")
     with Checkpoints(tmp_path, keep_last=1, best_metric="top1") as checkpoints:
-        assert checkpoints.latest_step == 2
         state = checkpoints.restore(abstract(make_state(0), devices=1))
         assert int(state.step) == 2
         checkpoints.save(3, make_state(3), {"top1": 0.2})
@@ -132,16 +131,68 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path)
     assert str(tmp_path / CHECKPOINTS) in str(error.value)
     assert "\n" not in str(error.value)
     with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        assert checkpoints.latest_step == 1
         state = checkpoints.restore(abstract(make_state(0, 1_000_000), 1))
+    assert int(state.step) == 1
     expected = make_state(1.0, size=1_000_000).trainable["params"]["a"]["fc1"]["bias"]
     np.testing.assert_array_equal(state.trainable["params"]["a"]["fc1"]["bias"], expected)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-    with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
-        checkpoints.save(4, make_state(1), None)
-    for path in (tmp_path / CHECKPOINTS / "4" / "state").rglob("*"):
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def spoil(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        (empty, "state/**/*"),
+        (cut, "state/**/d/*"),
+        (spoil, "state/**/d/*"),
+        (shutil.rmtree, "state"),
+    ],
+)
+def test_behind_a_damaged_checkpoint_is_the_one_before(tmp_path, caplog, damage, pattern):
+    with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, make_state(step), {"top1": 0.5})
+    broken = tmp_path / CHECKPOINTS / "4"
+    paths = [path for path in broken.glob(pattern) if path.is_file() or damage is shutil.rmtree]
+    assert paths
+    for path in paths:
+        damage(path)
+    left = sorted(path.relative_to(broken) for path in broken.rglob("*"))
+
+    with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
+        state = checkpoints.restore(abstract(make_state(0), devices=2))
+        (aside,) = (tmp_path / CHECKPOINTS).glob("damaged-4-*")
+        (message,) = caplog.messages
+        assert f"{broken} is damaged" in message
+        assert "the checkpoint before is used" in message
+        # The run saves that step again.
+        checkpoints.save(4, make_state(4), None)
+    for x, y in zip(*map(jax.tree.leaves, (state, make_state(3))), strict=True):
+        np.testing.assert_array_equal(x, y)
+    # Nothing is lost, and nothing is in the way.
+    assert sorted(path.relative_to(aside) for path in aside.rglob("*")) == left
+    with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
+        assert int(checkpoints.restore(abstract(make_state(0), devices=2)).step) == 4
+    assert steps_of(tmp_path) == {3, 4}
+
+
+def test_where_all_checkpoints_are_damaged_the_newest_is_named_and_all_stay(tmp_path):
+    with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, make_state(step), None)
+    for path in (tmp_path / CHECKPOINTS).glob("*/state/**/*"):
         if path.is_file():
             path.write_bytes(b"")
     with (
@@ -149,6 +200,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         pytest.raises(CheckpointError, match=f"{CHECKPOINTS}/4 is damaged"),
     ):
         checkpoints.restore(abstract(make_state(1), devices=1))
+    assert steps_of(tmp_path) == {3, 4}
+
+
+def test_a_new_run_has_nothing_to_restore(tmp_path):
+    with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
+        assert checkpoints.restore(abstract(make_state(1), devices=1)) is None
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -288,8 +289,14 @@ def batches(examples: Sequence[Example], batch_size: int, num_workers: int) -> g
         flags.FLAGS.mark_as_parsed()
     # Workers take whole batches in turn, so the order does not depend on their number.
     return dataset.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+        grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
+        worker_init_fn=_ignore_sigterm,
     )
+
+
+def _ignore_sigterm(worker: int, workers: int) -> None:
+    # It may be sent to all processes of a job; the main one goes on until it has saved.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _decode(sample):

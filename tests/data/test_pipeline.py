@@ -13,6 +13,7 @@ from tclip.data import (
     PreprocessConfig,
     Sample,
     View,
+    batch_keys,
     eval_batches,
     preprocess,
     train_batches,
@@ -147,6 +148,16 @@ def test_bad_samples_give_way_to_the_next_and_are_counted(tokenizer):
     assert sorted(shown) == sorted([0, 1, 2, 5, 5, 5, 6, 8, 8, 9])
     assert sorted(zip(shown, skipped, strict=True))[3:6] == [(5, 0), (5, 1), (5, 2)]
     assert sum(skipped) == 1 + 2 + 1
+
+
+def test_the_keys_of_a_batch_are_those_of_its_rows(tokenizer):
+    source = Numbers(10, broken=(3,))
+    batches = take(train_batches(source, View(CFG, tokenizer), 4, seed=2), 6)
+    for number, batch in enumerate(batches):
+        keys = batch_keys(source, 4, seed=2, batch=number)
+        for key, shown, skipped in zip(keys, numbers_of(batch), batch["skipped"], strict=True):
+            # Of a sample that gave way its own.
+            assert key == ("n3" if skipped else f"n{shown}")
 
 
 def test_nothing_but_bad_samples_is_an_error(tokenizer):

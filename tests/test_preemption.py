@@ -1,0 +1,132 @@
+"""Two processes of which one is told to stop, or killed: both end, and the run goes on."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import benchmark_folders
+import processes
+import pytest
+from runs import assert_same_bits, rows_of, state_of
+
+from tclip.checkpoint import CHECKPOINTS
+from tclip.metrics import read_metrics
+from tclip.preemption import EXIT_CODE
+
+STEPS = 60
+SAVED_EVERY = 4
+TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
+
+# The command itself, with a pause in every step.
+PROGRAM = """
+import os, time
+import jax
+from launch import train
+from launch.cli import run
+from tclip.metrics import MetricWriter
+
+config, workdir, cache, pause = arguments
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+write_train = MetricWriter.write_train
+
+def slowly(self, *args):
+    time.sleep(pause)
+    write_train(self, *args)
+
+MetricWriter.write_train = slowly
+sys.argv = ["train", f"--config={config}", f"--workdir={workdir}"]
+run(train.main)
+"""
+
+
+def make_config(folder: Path) -> dict:
+    return {
+        "model": {
+            "embed_dim": 32,
+            "vision": TOWER | {"image_size": 32, "patch_size": 8},
+            "text": TOWER | {"context_length": 16},
+        },
+        "train_data": {
+            "source": f"wds:{folder / 'data'}",
+            "split": "test",
+            "data_dir": str(folder / "index"),
+        },
+        "preprocess": {"image_size": 32},
+        "optim": {"warmup_steps": 2},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 4,
+            "log_every": 1,
+            "eval_every": STEPS,
+            "checkpoint_every": SAVED_EVERY,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("preemption")
+    benchmark_folders.write_dataset(folder / "data", benchmark_folders.captioned(), "retrieval")
+    text = "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict("
+    (folder / "config.py").write_text(f"{text}{make_config(folder)!r})\n")
+    return folder / "config.py"
+
+
+def start(config: Path, workdir: Path, pause: float) -> list[subprocess.Popen]:
+    cache = str(config.parent / "xla")
+    return processes.start(PROGRAM, (str(config), str(workdir), cache, pause), 2, 1)
+
+
+def to_the_end(config: Path, workdir: Path) -> None:
+    for code, _, messages in processes.finish(start(config, workdir, 0)):
+        assert code == 0, messages[-5000:]
+
+
+def last_step(workdir: Path) -> int:
+    return max((row["step"] for row in read_metrics(workdir)), default=0)
+
+
+def wait_for_step(running: list[subprocess.Popen], workdir: Path, step: int) -> None:
+    while last_step(workdir) < step:
+        for process in running:
+            assert process.poll() is None, process.communicate()[1][-5000:]
+        time.sleep(0.01)
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(
+        int(path.name) for path in (workdir / CHECKPOINTS).glob("*") if path.name.isdigit()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_survives_what_happens_to_one(config, tmp_path):
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    to_the_end(config, whole)
+
+    running = start(config, disturbed, 0.2)
+    wait_for_step(running, disturbed, SAVED_EVERY + 1)
+    running[1].send_signal(signal.SIGTERM)
+    ended = processes.finish(running)
+    assert [code for code, *_ in ended] == [EXIT_CODE, EXIT_CODE], ended
+    stopped = last_step(disturbed)
+    assert SAVED_EVERY < stopped < STEPS
+    assert saved_steps(disturbed)[-1] == stopped
+    for _, _, messages in ended:
+        assert f"stopped after step {stopped}, which is saved" in messages
+
+    running = start(config, disturbed, 0.2)
+    wait_for_step(running, disturbed, stopped + 2 * SAVED_EVERY)
+    running[1].kill()
+    (code, _, messages), (killed, _, _) = processes.finish(running)
+    assert killed == -signal.SIGKILL
+    # Not waiting for ever, and not the code that asks for no look at what happened.
+    assert code not in (0, EXIT_CODE)
+    assert "start all processes again" in messages or "/job:jax_worker/" in messages, messages
+
+    to_the_end(config, disturbed)
+    assert rows_of(disturbed) == rows_of(whole)
+    assert [row["step"] for row in rows_of(disturbed)] == list(range(1, STEPS + 1))
+    assert_same_bits(state_of(disturbed, STEPS), state_of(whole, STEPS))
