@@ -18,7 +18,7 @@ STEPS = 60
 SAVED_EVERY = 4
 TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 
-# The command itself, with a pause in every step.
+# The command itself for one folder after another, with a pause in every step.
 PROGRAM = """
 import os, time
 import jax
@@ -26,7 +26,7 @@ from launch import train
 from launch.cli import run
 from tclip.metrics import MetricWriter
 
-config, workdir, cache, pause = arguments
+config, workdirs, cache, pause = arguments
 os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 write_train = MetricWriter.write_train
@@ -36,8 +36,13 @@ def slowly(self, *args):
     write_train(self, *args)
 
 MetricWriter.write_train = slowly
-sys.argv = ["train", f"--config={config}", f"--workdir={workdir}"]
-run(train.main)
+for workdir in workdirs:
+    sys.argv = ["train", f"--config={config}", f"--workdir={workdir}"]
+    try:
+        run(train.main)
+    except SystemExit as error:
+        if error.code:
+            raise
 """
 
 
@@ -74,14 +79,9 @@ def config(tmp_path_factory) -> Path:
     return folder / "config.py"
 
 
-def start(config: Path, workdir: Path, pause: float) -> list[subprocess.Popen]:
+def start(config: Path, workdirs: list[Path], pause: float) -> list[subprocess.Popen]:
     cache = str(config.parent / "xla")
-    return processes.start(PROGRAM, (str(config), str(workdir), cache, pause), 2, 1)
-
-
-def to_the_end(config: Path, workdir: Path) -> None:
-    for code, _, messages in processes.finish(start(config, workdir, 0)):
-        assert code == 0, messages[-5000:]
+    return processes.start(PROGRAM, (str(config), list(map(str, workdirs)), cache, pause), 2, 1)
 
 
 def last_step(workdir: Path) -> int:
@@ -104,9 +104,7 @@ def saved_steps(workdir: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_run_of_two_processes_survives_what_happens_to_one(config, tmp_path):
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
-    to_the_end(config, whole)
-
-    running = start(config, disturbed, 0.2)
+    running = start(config, [disturbed], 0.2)
     wait_for_step(running, disturbed, SAVED_EVERY + 1)
     running[1].send_signal(signal.SIGTERM)
     ended = processes.finish(running)
@@ -117,7 +115,7 @@ def test_a_run_of_two_processes_survives_what_happens_to_one(config, tmp_path):
     for _, _, messages in ended:
         assert f"stopped after step {stopped}, which is saved" in messages
 
-    running = start(config, disturbed, 0.2)
+    running = start(config, [disturbed], 0.2)
     wait_for_step(running, disturbed, stopped + 2 * SAVED_EVERY)
     running[1].kill()
     (code, _, messages), (killed, _, _) = processes.finish(running)
@@ -126,7 +124,8 @@ def test_a_run_of_two_processes_survives_what_happens_to_one(config, tmp_path):
     assert code not in (0, EXIT_CODE)
     assert "start all processes again" in messages or "/job:jax_worker/" in messages, messages
 
-    to_the_end(config, disturbed)
+    for code, _, messages in processes.finish(start(config, [disturbed, whole], 0)):
+        assert code == 0, messages[-5000:]
     assert rows_of(disturbed) == rows_of(whole)
     assert [row["step"] for row in rows_of(disturbed)] == list(range(1, STEPS + 1))
     assert_same_bits(state_of(disturbed, STEPS), state_of(whole, STEPS))
