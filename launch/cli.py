@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -38,25 +39,13 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except (ValueError, OSError, FloatingPointError) as error:
             absl_logging.debug("traceback:", exc_info=True)
             print(f"{Path(argv[0]).stem}: error: {error}", file=sys.stderr)
-            code = 1
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
-            # Such as the loss of another process, in the middle of a sum with it.
             traceback.print_exc()
-            print(
-                f"{Path(argv[0]).stem}: error: process {jax.process_index()} ends, and with it the "
-                "others; if this is the loss of one, start all processes again",
-                file=sys.stderr,
-            )
-            code = 1
         if jax.distributed.is_initialized():
-            # The way out would wait for the others, who wait for this one.
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            sys.stderr.flush()
-            os._exit(code)
-        return code
+            _end_without_the_others()
+        return 1
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -88,6 +77,19 @@ def keep_freed_memory() -> None:
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, -1)
         mallopt(m_arena_max, 1)
+
+
+def _end_without_the_others() -> NoReturn:
+    """Ends the process at once: the usual way out waits for the others, who wait for this one."""
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} ends, and the others will; "
+        "if this is because one was lost, start all processes again",
+        file=sys.stderr,
+        flush=True,
+    )
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(1)
 
 
 def _cpu_only() -> bool:
