@@ -23,6 +23,8 @@ def start(program: str, arguments: Any, processes: int, devices: int) -> list[su
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
+        # Compilation is most of what they do.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     }
     # Whoever finds its program there would wait for the others longer than Gloo does.
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
