@@ -38,15 +38,15 @@ class BadSteps:
         self._steps.append(step)
         if len(self._steps) < self._limit:
             return
-        keys = {bad: list(self._keys_of(bad)) for bad in self._steps} if is_main() else {step: ""}
+        examples = ""
         if is_main():
+            keys = {bad: list(self._keys_of(bad)) for bad in self._steps}
             write_whole(self._path, json.dumps(keys, indent=1) + "\n")
+            examples = f" (the last begin with {', '.join(keys[step][:3])})"
         # Who ends first ends the others.
         wait_for_all("bad batches")
-        first = ", ".join(keys[step][:3])
         raise FloatingPointError(
             f"loss or gradient were not finite at steps {', '.join(map(str, self._steps))} "
-            f"(train.max_bad_steps={self._limit}); the samples of the last begin with {first}, all "
-            f"are in {self._path}; the checkpoints before are kept: lower optim.lr or "
-            "optim.grad_clip, or look at the samples"
+            f"(train.max_bad_steps={self._limit}); their samples are in {self._path}{examples}; "
+            "the checkpoints before are kept: lower optim.lr or optim.grad_clip, or see the samples"
         )
