@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tclip.bench.tpu_schedule import LAYERS, ROWS
+from tclip.bench.tpu_schedule import BATCHES, LAYERS
 from tclip.chips import chip_of
 from tclip.kernels import ternary_matmul
 from tclip.kernels.int8 import quantize_rows
@@ -49,11 +49,9 @@ def run(
       pairwise ratios to dense bfloat16, and the fraction of the roofline that it reaches, None for
       a chip that `tclip.chips` does not know.
     """
-    kn = [*LAYERS, *SQUARES] if shapes == "all" else [_numbers(s, "x") for s in shapes.split(",")]
-    sizes = [(m, k, n) for k, n in kn for m in (ROWS if rows == "all" else _numbers(rows, ","))]
     device = jax.devices()[0].device_kind
     figures = {}
-    for m, k, n in sizes:
+    for m, k, n in sizes(shapes, rows):
         programs = _programs(m, k, n, implementations.split(","), weights, passes)
         seconds = {name: [] for name in programs}
         for _ in range(repeats):
@@ -68,6 +66,13 @@ def run(
     print(f"{device}, {weights} weights in turn, {passes} passes, {repeats} timings of each")
     print(_table(figures))
     return {"device": device, "weights": weights, "passes": passes, "products": figures}
+
+
+def sizes(shapes: str, rows: str) -> list[tuple[int, int, int]]:
+    """M, K and N of the products that the flags of `run` ask for."""
+    kn = [*LAYERS, *SQUARES] if shapes == "all" else [_numbers(s, "x") for s in shapes.split(",")]
+    batches = BATCHES if rows == "all" else _numbers(rows, ",")
+    return [(m, k, n) for k, n in kn for m in batches]
 
 
 def roofline(device: str, shape: tuple[int, int, int], name: str) -> float | None:

@@ -30,6 +30,14 @@ def test_every_product_is_timed(capsys):
     assert "/ dense bfloat16" in capsys.readouterr().out
 
 
+def test_sizes_of_products():
+    assert matmul.sizes("48x32,8x16", "1,3") == [(1, 48, 32), (3, 48, 32), (1, 8, 16), (3, 8, 16)]
+    everything = matmul.sizes("all", "all")
+    assert all(isinstance(n, int) for size in everything for n in size)
+    # A token by the first feed-forward layer of ViT-B, 128 images by the larger square.
+    assert {(1, 768, 3072), (128 * 197, 8192, 8192)} <= set(everything)
+
+
 def test_loops_compute_the_product_with_every_weight():
     programs = matmul._programs(3, 48, 32, ["default"], weights=2, passes=3)
     rng = np.random.default_rng(0)
