@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from PIL import Image
 
 from tclip import distributed
@@ -31,7 +31,7 @@ from tclip.interop import load_pretrained
 from tclip.models import CLIP, CLIPConfig, with_layout
 from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed, load_packed
 from tclip.quant import ternarize_params, with_int8_activations
-from tclip.sharding import BATCH_AXES, axes_size
+from tclip.sharding import BATCH_AXES, axes_size, replicated
 
 # Batches are cut to at most this many rows a device, padded to a power of two: few shapes to
 # compile.
@@ -224,6 +224,11 @@ def _check_ternary(path: str | Path, policy: str, activations: str | None) -> No
         raise ValueError(f"{path} has no ternary weights, which int8 activations are for")
 
 
+def computed_as(config: CLIPConfig, other: CLIPConfig) -> CLIPConfig:
+    """Returns the architecture of `config`, computed as `other` says (dtype, scan, remat)."""
+    return dataclasses.replace(config, **{key: getattr(other, key) for key in RUNTIME_KEYS})
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _encode(
     config: CLIPConfig,
@@ -241,5 +246,4 @@ def _encode(
         return embedding_BxD
     # Computed where the batch lies, then gathered.
     embedding_BxD = jax.lax.with_sharding_constraint(embedding_BxD, sharding)
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.lax.with_sharding_constraint(embedding_BxD, whole)
+    return jax.lax.with_sharding_constraint(embedding_BxD, replicated(sharding.mesh))

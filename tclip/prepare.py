@@ -23,7 +23,7 @@ from tclip.data.teacher_cache import TeacherCache
 from tclip.distributed import is_main, main_first
 from tclip.experiment import Experiment, differences, write_experiment
 from tclip.files import read_json_object, write_whole
-from tclip.inference import RUNTIME_KEYS, Model
+from tclip.inference import RUNTIME_KEYS, Model, computed_as
 from tclip.models import CLIPConfig
 from tclip.packed import PREPROCESSOR, TOKENIZER
 from tclip.state import Params
@@ -97,8 +97,7 @@ def load_named_start(experiment: Experiment, teacher: Model | None) -> Model | N
 
 def adopt(experiment: Experiment, config: CLIPConfig, pixels: PreprocessConfig) -> Experiment:
     """Gives the student another model's architecture and pixels; how it is computed stays."""
-    runtime = {key: getattr(experiment.model, key) for key in RUNTIME_KEYS}
-    model = dataclasses.replace(config, **runtime)
+    model = computed_as(config, experiment.model)
     preprocess = dataclasses.replace(
         experiment.preprocess, **{key: getattr(pixels, key) for key in PIXEL_KEYS}
     )

@@ -9,7 +9,7 @@ from tclip.data import Mixture, PreprocessConfig
 from tclip.data.teacher_cache import CacheHeader, TeacherCache, open_cache
 from tclip.distributed import put_whole
 from tclip.experiment import Experiment, check_hidden_layers
-from tclip.inference import RUNTIME_KEYS, Model, load
+from tclip.inference import Model, computed_as, load
 from tclip.models import CLIPConfig, with_layout
 from tclip.packed import is_packed
 from tclip.sharding import param_shardings, replicated
@@ -40,8 +40,7 @@ def load_float(path: str, config: CLIPConfig) -> Model:
     if is_packed(path):
         raise ValueError(f"{path} is a packed model; give the workdir it was exported from")
     model = load(path)
-    runtime = {key: getattr(config, key) for key in RUNTIME_KEYS}
-    config = dataclasses.replace(model.config, **runtime)
+    config = computed_as(model.config, config)
     params = jax.device_get(with_layout(model.params, config))
     return dataclasses.replace(model, config=config, params=params)
 

@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from tclip.experiment import Experiment, check_hidden_layers, is_workdir, read_experiment
-from tclip.inference import RUNTIME_KEYS
+from tclip.inference import computed_as
 from tclip.interop import read_architecture
 from tclip.models import CLIPConfig, architecture
+from tclip.prepare import adopt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,12 @@ def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
         has to be a folder.
 
     Raises:
-      ValueError: an unknown architecture, or none is given and there is no folder.
+      ValueError: an unknown architecture, none is given and there is no folder, or one for which
+        the loss cannot be computed.
     """
     teacher, notes = None, []
     if experiment.teacher.path:
-        teacher = _as_student(_teacher(experiment, teacher_arch), experiment)
+        teacher = computed_as(_teacher(experiment, teacher_arch), experiment.model)
         check_hidden_layers(experiment.loss, "teacher", teacher)
     elif teacher_arch:
         raise ValueError(f"--teacher_arch={teacher_arch}: the config has no teacher.path")
@@ -43,7 +45,9 @@ def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
                 "config.model"
             )
         else:
-            experiment = _adopt(experiment, _as_student(named, experiment))
+            size = named.vision.image_size
+            pixels = dataclasses.replace(experiment.preprocess, image_size=size)
+            experiment = adopt(experiment, named, pixels)
     return Models(experiment, teacher, tuple(notes))
 
 
@@ -64,15 +68,3 @@ def _in_folder(path: str) -> CLIPConfig | None:
     if not Path(path).is_dir():
         return None
     return read_experiment(Path(path)).model if is_workdir(path) else read_architecture(Path(path))
-
-
-def _as_student(model: CLIPConfig, experiment: Experiment) -> CLIPConfig:
-    """Computed as the student is, like `tclip.teacher.load_float`."""
-    return dataclasses.replace(
-        model, **{key: getattr(experiment.model, key) for key in RUNTIME_KEYS}
-    )
-
-
-def _adopt(experiment: Experiment, model: CLIPConfig) -> Experiment:
-    preprocess = dataclasses.replace(experiment.preprocess, image_size=model.vision.image_size)
-    return dataclasses.replace(experiment, model=model, preprocess=preprocess)

@@ -76,6 +76,12 @@ def test_a_student_that_is_its_teacher():
     assert models.notes == ()
 
 
+def test_a_student_for_which_the_loss_cannot_be_computed():
+    loss = LossConfig(contrastive="sigmoid", similarity_weight=1.0)
+    with pytest.raises(ValueError, match=r"needs model\.logit_bias=True"):
+        settle_models(experiment(init="teacher", loss=loss), "ViT-B/16")
+
+
 def test_a_start_that_is_not_here_leaves_the_config_and_says_so():
     models = settle_models(experiment(init="owner/start"), "tiny")
     assert models.experiment.model == experiment().model
