@@ -28,7 +28,7 @@ from tclip.experiment import Experiment
 from tclip.inference import Model
 from tclip.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from tclip.state import Params
-from tclip.step import Batch, forward
+from tclip.step import NO_LAYERS, Batch, forward
 from tclip.teacher import cache_header, load_teacher, teacher_crops
 
 # Work that a killed run repeats, and memory: 100 MB a file at 768 dimensions.
@@ -137,7 +137,7 @@ def make_embed(teacher: Model) -> Callable[[Example], jax.Array]:
 
     @jax.jit
     def embed(params: Params, batch: Batch) -> jax.Array:
-        outputs = forward(teacher.config, params, batch, {"image": (), "text": ()}, sharding)
+        outputs = forward(teacher.config, params, batch, NO_LAYERS, sharding)
         embeddings_Bx2xD = jnp.stack([outputs.image, outputs.text], axis=1).astype(jnp.float32)
         norm_Bx2x1 = jnp.linalg.norm(embeddings_Bx2xD, axis=-1, keepdims=True)
         return (embeddings_Bx2xD / norm_Bx2x1).astype(jnp.bfloat16)

@@ -168,7 +168,7 @@ def remedies(experiment: Experiment, plan: Plan) -> list[str]:
     if experiment.train.batch_size % (2 * accumulate * ways) == 0:
         flags.append(f"--config.optim.accumulate={2 * accumulate}: halve the micro-batch")
     fsdp, data = plan.mesh["fsdp"], plan.mesh["data"]
-    if larger := next((n for n in (16, 8, 4, 2) if n > 1 and data % n == 0), None):
+    if larger := next((n for n in (16, 8, 4, 2) if data % n == 0), None):
         flags.append(
             f"--config.mesh.fsdp={larger * fsdp}: spread weights and optimiser over more chips"
         )
