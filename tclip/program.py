@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from tclip.experiment import Experiment
 from tclip.models import CLIPConfig
 from tclip.optim import learning_rate, make_optimizer
-from tclip.sharding import replicated, state_shardings
+from tclip.sharding import placed, replicated, state_shardings
 from tclip.state import Params, TrainState, create_state
 from tclip.step import StepFunction, make_train_step
 
@@ -55,9 +55,5 @@ def make_program(
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh))),
-        state=jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            shardings,
-        ),
+        state=placed(shapes, shardings),
     )

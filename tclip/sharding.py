@@ -144,6 +144,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Returns ShapeDtypeStructs of a tree, of arrays or their shapes, with these shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """Names of the keys of a jax key path, joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

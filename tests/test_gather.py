@@ -1,7 +1,6 @@
 """Weights that fsdp spreads over the devices: what is computed with them, and what travels."""
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -11,14 +10,13 @@ import pytest
 import tiny
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tclip.experiment import Experiment
+from tclip.experiment import Experiment, TrainConfig
 from tclip.gather import FloatCopy, GatheredWeight, gather_weights
-from tclip.optim import learning_rate, make_optimizer
+from tclip.plan.inputs import abstract_batch
+from tclip.program import make_program
 from tclip.quant import ESTIMATORS, Int8Activations, ternarize, ternarize_params, ternary_paths
 from tclip.quant.tensor import pack_ternary
-from tclip.sharding import MeshConfig, batch_sharding, make_mesh, param_shardings, state_shardings
-from tclip.state import create_state
-from tclip.step import make_train_step
+from tclip.sharding import MeshConfig, make_mesh, param_shardings
 
 BATCH = 8
 ALL_GATHER = re.compile(r" = \(?(\w+)\[([\d,]*)\]\S* all-gather(?:-start)?\(")
@@ -119,26 +117,18 @@ def largest_gathered(policy: str) -> dict[str, int]:
     """Entries of the largest array of each type that a step on eight devices gathers."""
     model = dataclasses.replace(tiny.config(), scan_layers=True)
     quant = dataclasses.replace(tiny.POLICY, policy=policy)
-    experiment = Experiment(model=model, preprocess=tiny.PREPROCESS, quant=quant)
-    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
-    optimizer = make_optimizer(experiment.optim, 1000)
-    schedule = learning_rate(experiment.optim, 1000)
-    step = make_train_step(experiment, None, optimizer, schedule, mesh)
-    state = jax.eval_shape(functools.partial(create_state, experiment, None, optimizer, None))
-    place = functools.partial(
-        jax.tree.map, lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    experiment = Experiment(
+        model=model,
+        preprocess=tiny.PREPROCESS,
+        quant=quant,
+        train=TrainConfig(batch_size=BATCH),
     )
-    shardings = state_shardings(state, mesh)
-    batch = {
-        "images": jax.ShapeDtypeStruct((BATCH, 32, 32, 3), jnp.float32),
-        "tokens": jax.ShapeDtypeStruct((BATCH, 16), jnp.int32),
-        "skipped": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
-    }
-    batch = place(batch, dict.fromkeys(batch, batch_sharding(mesh)))
-    jitted = jax.jit(step, out_shardings=(shardings, None))
-    program = jitted.lower(place(state, shardings), None, batch).compile().as_text()
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    program = make_program(experiment, None, mesh)
+    batch = abstract_batch(experiment, None, False, mesh)
+    text = program.step.lower(program.state, None, batch).compile().as_text()
     largest = {}
-    for dtype, shape in ALL_GATHER.findall(program):
+    for dtype, shape in ALL_GATHER.findall(text):
         entries = int(np.prod([int(n) for n in shape.split(",") if n], initial=1))
         largest[dtype] = max(largest.get(dtype, 0), entries)
     return largest

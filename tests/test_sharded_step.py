@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from tclip.experiment import Experiment, TeacherConfig
+from tclip.experiment import Experiment, TeacherConfig, TrainConfig
 from tclip.losses import LossConfig
 from tclip.models import with_layout
-from tclip.optim import OptimConfig, learning_rate, make_optimizer
+from tclip.optim import OptimConfig
+from tclip.program import make_program
 from tclip.sharding import (
     MeshConfig,
     batch_sharding,
@@ -19,8 +20,6 @@ from tclip.sharding import (
     param_shardings,
     state_shardings,
 )
-from tclip.state import create_state
-from tclip.step import make_train_step
 
 BATCH = 32
 
@@ -40,6 +39,7 @@ def make_experiment(accumulate: int, negatives: str) -> Experiment:
             negatives=negatives,
         ),
         optim=OptimConfig(warmup_steps=2, accumulate=accumulate, ema_decay=0.9),
+        train=TrainConfig(steps=10),
     )
 
 
@@ -69,14 +69,10 @@ def run(config: MeshConfig, accumulate: int = 1, negatives: str = "gathered"):
     mesh = make_mesh(config)
     teacher = teacher_params(experiment)
     teacher = jax.device_put(teacher, param_shardings(teacher, mesh))
-    optimizer = make_optimizer(experiment.optim, 10)
-    schedule = learning_rate(experiment.optim, 10)
-    step = make_train_step(experiment, experiment.model, optimizer, schedule, mesh)
-    init = functools.partial(create_state, experiment, experiment.model, optimizer)
-    shardings = state_shardings(jax.eval_shape(init, teacher), mesh)
-    state = jax.jit(init, out_shardings=shardings)(teacher)
+    program = make_program(experiment, experiment.model, mesh, teacher)
+    state = program.init(teacher)
     batch = jax.device_put(make_batch(), batch_sharding(mesh))
-    step = jax.jit(step, out_shardings=(shardings, None)).lower(state, teacher, batch).compile()
+    step = program.step.lower(state, teacher, batch).compile()
     return *step(state, teacher, batch), step
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from tclip.experiment import Experiment
 from tclip.models import CLIPConfig, init_params
-from tclip.sharding import batch_sharding, param_shardings, replicated
+from tclip.sharding import batch_sharding, param_shardings, placed, replicated
 from tclip.state import Params
 from tclip.step import Batch
 
@@ -60,8 +60,4 @@ def abstract_teacher(teacher: CLIPConfig | None, cached: bool, mesh: Mesh) -> Pa
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     else:
         shardings = param_shardings(shapes, mesh)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    return placed(shapes, shardings)
