@@ -5,7 +5,16 @@ does not know.
 """
 
 import importlib.metadata
+import json
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# What an answer is marked with, as the compiler prints too.
+_ANSWER = "answer "
 
 
 def libtpu_version() -> str:
@@ -26,3 +35,45 @@ def environment() -> dict[str, str]:
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
+
+
+def ask(module: str, job: Any, who: str) -> Any:
+    """Runs a module that reads a job as JSON, and returns what it gives to `answer`.
+
+    Args:
+      module: to be run by `python -m`, in the `environment` of the compiler.
+      who: subject of the message of the error.
+
+    Raises:
+      ValueError: it has ended without an answer.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    answers = list(read_answers(done.stdout.splitlines()))
+    if not answers:
+        raise ValueError(f"{who} ended with code {done.returncode}: {_last_words(done.stderr)}")
+    return answers[0]
+
+
+def answer(value: Any) -> None:
+    """Prints what the process that has asked is to read."""
+    print("\n" + _ANSWER + json.dumps(value), flush=True)
+
+
+def read_answers(lines: Iterable[str]) -> Iterator[Any]:
+    """Yields what was given to `answer`, from the lines of an output."""
+    for line in lines:
+        if line.startswith(_ANSWER):
+            yield json.loads(line.removeprefix(_ANSWER))
+
+
+def _last_words(stderr: str) -> str:
+    """The line that says most: of a fatal check if there is one, else the last."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    fatal = [line for line in lines if re.match(r"F\d{4} |.*(?:Check failed|Fatal|Error:)", line)]
+    return (fatal or lines or ["it says nothing"])[-1][:500]

@@ -4,7 +4,6 @@ Needs libtpu (`pip install "tclip[tpu]"`).
 """
 
 import json
-import subprocess
 import sys
 from typing import Annotated, Any
 
@@ -13,12 +12,11 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from tclip.losses import NEGATIVES, LossConfig, Outputs, Widths, init_adapters, total_loss
-from tclip.sharding import MeshConfig, batch_sharding, make_mesh, replicated
+from tclip.sharding import MeshConfig, batch_sharding, make_mesh, placed, replicated
 from tclip.tables import markdown_table, megabytes
-from tclip.tpu_compiler import environment, libtpu_version
+from tclip.tpu_compiler import answer, ask, libtpu_version
 
 CONTEXT_LENGTH = 77
-_ANSWER = "answer "
 
 
 def run(
@@ -47,18 +45,8 @@ def run(
         "teacher_embed_dim": teacher_embed_dim,
     }
     version = libtpu_version()
-    # The compiler aborts its process over what it does not know.
-    done = subprocess.run(
-        [sys.executable, "-m", "tclip.bench.loss_memory", json.dumps(options)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    answers = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
-    if not answers:
-        last_words = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
-        raise ValueError(f"the compiler for {topology} failed: {last_words}")
-    figures = json.loads(answers[0].removeprefix(_ANSWER))
+    who = f"the compiler for {topology} failed: it"
+    figures = ask("tclip.bench.loss_memory", options, who)
     print(f"{batch_size} pairs on {topology}, on every device")
     print(
         markdown_table(
@@ -99,10 +87,8 @@ def compile_losses(
     student = Outputs(rows(embed_dim), rows(embed_dim), scale, scale)
     teacher = Outputs(rows(teacher_embed_dim), rows(teacher_embed_dim), scale, scale)
     widths = (Widths(width, 0, 0) for width in (embed_dim, teacher_embed_dim))
-    adapters = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(lambda key: init_adapters(key, *widths, config), jax.random.key(0)),
-    )
+    adapters = jax.eval_shape(lambda key: init_adapters(key, *widths, config), jax.random.key(0))
+    adapters = placed(adapters, dict.fromkeys(adapters, replicated(mesh)))
 
     def loss(student: Outputs, adapters: dict, teacher: Outputs, captions_BxL: jax.Array):
         return total_loss(config, student, teacher, captions_BxL, adapters, mesh)
@@ -117,10 +103,8 @@ def compile_losses(
 
 
 def main() -> None:
-    options = json.loads(sys.argv[1])
-    figures = {name: compile_losses(name, **options) for name in NEGATIVES}
-    # The compiler may print too.
-    print("\n" + _ANSWER + json.dumps(figures), flush=True)
+    options = json.load(sys.stdin)
+    answer({name: compile_losses(name, **options) for name in NEGATIVES})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tclip.kernels import ternary_matmul
 from tclip.kernels.ternary_matmul.tpu import has_paired_units, paired_dot, vmem_limit
 from tclip.quant import TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD
+from tclip.tpu_compiler import answer
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
@@ -154,11 +155,10 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     for line in sys.stdin:
         try:
-            answer = compile_job(json.loads(line), dump)
+            figures = compile_job(json.loads(line), dump)
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-        # The compiler may print too.
-        print("\nanswer " + json.dumps(answer), flush=True)
+            figures = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        answer(figures)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tclip.bench.schedule import dump_flags
 from tclip.kernels.ternary_matmul.blocks import ROWS, share
 from tclip.tables import markdown_table, percent
-from tclip.tpu_compiler import environment, libtpu_version
+from tclip.tpu_compiler import environment, libtpu_version, read_answers
 
 TABLE = Path(__file__).with_suffix(".json")
 # The device kinds of the chips, and their cores.
@@ -147,10 +147,7 @@ def _ask(process: subprocess.Popen, job: dict[str, Any]) -> dict[str, Any] | Non
         process.stdin.flush()
     except BrokenPipeError:
         return None
-    for line in process.stdout:
-        if line.startswith("answer "):
-            return json.loads(line.removeprefix("answer "))
-    return None
+    return next(read_answers(process.stdout), None)
 
 
 def bounds(chip: str, shape: tuple[int, int, int], int8: bool, weight_bits: int) -> tuple:

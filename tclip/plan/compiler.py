@@ -1,19 +1,14 @@
 """Has a training step compiled for TPUs in another process, and takes its answer."""
 
 import dataclasses
-import json
 import logging
 import re
-import subprocess
-import sys
-from typing import Any
 
 from tclip.config import to_dict
 from tclip.experiment import Experiment
 from tclip.models import CLIPConfig
 from tclip.plan.collectives import Traffic
-from tclip.plan.worker import ANSWER
-from tclip.tpu_compiler import environment, libtpu_version
+from tclip.tpu_compiler import ask, libtpu_version
 
 _TOPOLOGY = re.compile(r"(?:(\d+)x)?([a-z]\w*:\d+(?:x\d+)*)")
 # As in "(26.72G) exceeds available HBM", or "Used 17.1G of 15.75G hbm".
@@ -97,7 +92,7 @@ def compile_step(
         "slices": topology.slices,
     }
     logger.info("compiling for %s", topology)
-    answer = _ask(job, f"the compiler for {topology}")
+    answer = ask("tclip.plan.worker", job, f"the compiler for {topology}")
     if "error" in answer:
         raise ValueError(answer["error"].partition("\n")[0])
     answer["traffic"] = tuple(Traffic(**t) for t in answer.get("traffic", ()))
@@ -107,24 +102,3 @@ def compile_step(
         answer["temporary_bytes"] = float(needed[1]) * _UNITS[needed[2]] if needed else 0.0
         answer["out_of_memory"] = message.partition("\n")[0]
     return Compiled(**answer)
-
-
-def _ask(job: dict[str, Any], who: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tclip.plan.worker"],
-        input=json.dumps(job),
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith(ANSWER):
-            return json.loads(line.removeprefix(ANSWER))
-    raise ValueError(f"{who} ended with code {done.returncode}: {_last_words(done.stderr)}")
-
-
-def _last_words(stderr: str) -> str:
-    """The line that says most: of a fatal check if there is one, else the last."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    fatal = [line for line in lines if re.match(r"F\d{4} |.*(?:Check failed|Fatal|Error:)", line)]
-    return (fatal or lines or ["it says nothing"])[-1][:500]

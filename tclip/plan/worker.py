@@ -22,9 +22,7 @@ from tclip.plan.hlo import parse_module
 from tclip.plan.inputs import abstract_batch, abstract_teacher
 from tclip.program import make_program
 from tclip.sharding import check_batch, make_mesh
-
-# What the answer is marked with, as the compiler prints too.
-ANSWER = "answer "
+from tclip.tpu_compiler import answer
 
 
 def compile_step(job: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def compile_step(job: dict[str, Any]) -> dict[str, Any]:
         abstract_batch(experiment, teacher, job["cached"], mesh),
     )
     coords = [tuple(device.coords) for device in mesh.devices.flat]
-    answer = {
+    figures = {
         "device_kind": devices[0].device_kind,
         "devices": len(coords),
         # Slices are alike; in each, coordinates begin at 0.
@@ -68,10 +66,10 @@ def compile_step(job: dict[str, Any]) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return answer | {"out_of_memory": str(error)}
+        return figures | {"out_of_memory": str(error)}
     memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
     module = parse_module(compiled.as_text())
-    return answer | {
+    return figures | {
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -90,10 +88,10 @@ def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
 
 def main() -> None:
     try:
-        answer = compile_step(json.load(sys.stdin))
+        figures = compile_step(json.load(sys.stdin))
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-        answer = {"error": str(error)}
-    print("\n" + ANSWER + json.dumps(answer), flush=True)
+        figures = {"error": str(error)}
+    answer(figures)
 
 
 if __name__ == "__main__":

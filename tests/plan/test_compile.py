@@ -11,11 +11,12 @@ import jax
 import pytest
 import tiny
 
+from tclip import tpu_compiler
 from tclip.experiment import Experiment, TeacherConfig
 from tclip.flops import step_flops
 from tclip.losses import LossConfig
 from tclip.models import CLIPConfig
-from tclip.plan import compiler, report, suggest
+from tclip.plan import report, suggest
 from tclip.plan.compiler import Compiled, Topology, compile_step
 from tclip.plan.models import Models
 from tclip.quant import TernaryPolicy
@@ -121,8 +122,8 @@ def test_an_unknown_topology_is_refused():
 
 def test_the_death_of_the_compiler_is_a_message(monkeypatch):
     # What the compiler is given when it is loaded, and dies of.
-    dying = compiler.environment() | {"LIBTPU_INIT_ARGS": "--xla_no_such_option=1"}
-    monkeypatch.setattr(compiler, "environment", lambda: dying)
+    dying = tpu_compiler.environment() | {"LIBTPU_INIT_ARGS": "--xla_no_such_option=1"}
+    monkeypatch.setattr(tpu_compiler, "environment", lambda: dying)
     with pytest.raises(
         ValueError, match=r"the compiler for v5e:2x2 ended with code -?\d+: .*no_such"
     ):
