@@ -20,7 +20,6 @@ class Chip:
       hbm_bytes: memory that a program can use.
       hbm_bandwidth: bytes a second.
       link_bandwidth: bytes a second over one link to a neighbour, one way; 0 for GPUs.
-      links: to neighbours, two for each dimension of the torus; 0 for GPUs.
       network_bandwidth: bytes a second to other slices, one way; 0 for GPUs.
       devices: how many devices of jax it appears as.
     """
@@ -30,17 +29,16 @@ class Chip:
     hbm_bytes: float
     hbm_bandwidth: float
     link_bandwidth: float = 0.0
-    links: int = 0
     network_bandwidth: float = 0.0
     devices: int = 1
 
 
 _GIB = 2.0**30
-_V4 = Chip("v4", 275e12, 30.5 * _GIB, 1228e9, 50e9, 6, 6.25e9)
-_V5E = Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 50e9, 4, 3.125e9)
-_V5P = Chip("v5p", 459e12, 95.74 * _GIB, 2765e9, 100e9, 6, 6.25e9)
-_V6E = Chip("v6e", 918e12, 31.25 * _GIB, 1638e9, 100e9, 4, 12.5e9)
-_TPU7X = Chip("tpu7x", 2307e12, 189.5 * _GIB, 7380e9, 100e9, 6, 12.5e9, devices=2)
+_V4 = Chip("v4", 275e12, 30.5 * _GIB, 1228e9, 50e9, 6.25e9)
+_V5E = Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 50e9, 3.125e9)
+_V5P = Chip("v5p", 459e12, 95.74 * _GIB, 2765e9, 100e9, 6.25e9)
+_V6E = Chip("v6e", 918e12, 31.25 * _GIB, 1638e9, 100e9, 12.5e9)
+_TPU7X = Chip("tpu7x", 2307e12, 189.5 * _GIB, 7380e9, 100e9, 12.5e9, devices=2)
 
 # By the `device_kind` of jax.
 _CHIPS = {
