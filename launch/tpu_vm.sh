@@ -40,6 +40,13 @@ look() {
   fi
 }
 
+# Ends with the message $1, and by 75 if resume is to be called once more.
+gone() {
+  [[ "$subcommand" == resume && "$state" == @(SUSPENDING|SUSPENDED) ]] || die "$1"
+  echo "$1" >&2
+  exit 75
+}
+
 # Sets what create needs to know; a runtime version belongs to a generation of TPU.
 read_slices() {
   accelerator="$(value_of accelerator-type)"
@@ -64,7 +71,7 @@ create() {
 install() {
   look ACTIVE
   while [[ "$state" != ACTIVE ]]; do
-    [[ "$state" != @(SUSPENDING|SUSPENDED|FAILED|DELETING) ]] || die "$name is $state: resume it"
+    [[ "$state" != @(SUSPENDING|SUSPENDED|FAILED|DELETING) ]] || gone "$name is $state: resume it"
     echo "$name is $state" >&2
     run sleep 60
     look ACTIVE
@@ -94,7 +101,7 @@ follow() {
 # gcloud's ssh ends well, having done nothing, where the slices are gone.
 need_slices() {
   look ACTIVE
-  [[ "$state" == ACTIVE ]] || die "$name is $state, not ACTIVE"
+  [[ "$state" == ACTIVE ]] || gone "$name is $state, not ACTIVE"
 }
 
 train() {

@@ -169,6 +169,26 @@ def test_nothing_is_sent_to_slices_that_are_gone(stand_ins, subcommand):
     assert stand_ins.calls() == [DESCRIBE]
 
 
+@pytest.mark.parametrize(
+    ("then", "code"),
+    [
+        (["SUSPENDING"], 75),
+        (["PROVISIONING", "SUSPENDED"], 75),
+        (["ACTIVE", "SUSPENDING"], 75),
+        (["FAILED"], 2),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_resume_asks_to_be_called_again_where_the_new_slices_are_preempted_too(
+    stand_ins, then, code
+):
+    states(stand_ins, "SUSPENDED", *then)
+    done = stand_ins.launch("tpu_vm", "resume", *SLICE, "--", *TRAIN)
+    assert done.returncode == code
+    assert f"run is {then[-1]}" in done.stderr
+    assert not any("worker.sh start" in word for call in stand_ins.calls() for word in call)
+
+
 @pytest.mark.parametrize("word", ["describe", "delete", "create", "tar", "scp", "ssh"])
 def test_a_call_that_fails_stops_resume_with_its_code(stand_ins, word):
     stand_ins.reply(word, code=7)
