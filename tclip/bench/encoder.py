@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tclip.bench.steps import cut_architecture, random_batch
+from tclip.bench.timing import in_turn, seconds_of
 from tclip.models import CLIP, CLIPConfig, init_params
 from tclip.quant import TernaryPolicy, init_quant, quantize_params, with_int8_activations
 from tclip.tables import markdown_table, megabytes
@@ -113,12 +113,8 @@ def _compile(
 
 
 def _time(programs: Mapping[str, _Program], batch: int, repeats: int) -> dict[str, Any]:
-    seconds = {kind: [] for kind in programs}
-    for _ in range(repeats):
-        for kind, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program.run())
-            seconds[kind].append(time.perf_counter() - start)
+    timers = {kind: functools.partial(seconds_of, p.run) for kind, p in programs.items()}
+    seconds = in_turn(timers, repeats)
     return {
         kind: {
             "milliseconds": 1e3 * statistics.median(times),

@@ -9,7 +9,6 @@ quantise theirs.
 
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tclip.bench.timing import in_turn, seconds_of
 from tclip.bench.tpu_schedule import BATCHES, LAYERS
 from tclip.chips import chip_of
 from tclip.kernels import ternary_matmul
@@ -53,12 +53,11 @@ def run(
     figures = {}
     for m, k, n in sizes(shapes, rows):
         programs = _programs(m, k, n, implementations.split(","), weights, passes)
-        seconds = {name: [] for name in programs}
-        for _ in range(repeats):
-            for name, program in programs.items():
-                start = time.perf_counter()
-                jax.block_until_ready(program())
-                seconds[name].append((time.perf_counter() - start) / (weights * passes))
+        timers = {name: functools.partial(seconds_of, p) for name, p in programs.items()}
+        seconds = {
+            name: [total / (weights * passes) for total in totals]
+            for name, totals in in_turn(timers, repeats).items()
+        }
         figures[f"{m}x{k}x{n}"] = {
             name: _summary(times, seconds["dense bfloat16"], roofline(device, (m, k, n), name))
             for name, times in seconds.items()

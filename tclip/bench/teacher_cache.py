@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tclip.bench.steps import TimedStep, cut_architecture, experiment_of, random_batch
+from tclip.bench.timing import in_turn
 from tclip.experiment import TeacherConfig
 from tclip.flops import forward_flops
 from tclip.losses import LossConfig
@@ -49,10 +50,7 @@ def run(
         "live teacher": TimedStep(experiment, batch, teacher_model, teacher_params),
         "stored embeddings": TimedStep(experiment, batch | embeddings, teacher_model, scalars),
     }
-    seconds = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            seconds[name].append(step.seconds())
+    seconds = in_turn({name: step.seconds for name, step in steps.items()}, repeats)
     ratios = [live / cached for live, cached in zip(*seconds.values(), strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     by_flops = 1 + forward_flops(teacher_model) / (3 * forward_flops(model))

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import jax
 
 from tclip.bench.steps import TimedStep, cut_architecture, experiment_of, random_batch
+from tclip.bench.timing import in_turn
 from tclip.quant import TernaryPolicy
 from tclip.tables import markdown_table
 
@@ -31,10 +32,7 @@ def run(
         name: TimedStep(experiment_of(model, quant=TernaryPolicy(policy=policy)), batch)
         for name, policy in (("float", "none"), ("ternary", "all"))
     }
-    seconds = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            seconds[name].append(step.seconds())
+    seconds = in_turn({name: step.seconds for name, step in steps.items()}, repeats)
     ratios = [t / f for f, t in zip(seconds["float"], seconds["ternary"], strict=True)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = [(name, f"{1e3 * median:.0f} ms") for name, median in medians.items()]
