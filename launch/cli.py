@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,11 +20,16 @@ from absl import logging as absl_logging
 
 from tclip import distributed
 
+# That of an abort, by which jax ends a process that no longer hears from another. Schedulers take
+# it for a failure of the machine, after which they start a job again.
+LOST = 128 + signal.SIGABRT
+
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(argv)` under absl and exits with its code, or 1 after an error of the input.
 
-    The traceback of such an error is shown with --verbosity=1.
+    The traceback of such an error is shown with --verbosity=1. One of several processes that fails
+    otherwise, as where another was lost, exits with `LOST`.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -34,6 +40,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         if _cpu_only():
             keep_freed_memory()
+        code = 1
         try:
             return main(argv)
         except (ValueError, OSError, FloatingPointError) as error:
@@ -43,9 +50,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
+            code = LOST
         if jax.distributed.is_initialized():
-            _end_without_the_others()
-        return 1
+            _end_without_the_others(code)
+        return code
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -79,7 +87,7 @@ def keep_freed_memory() -> None:
         mallopt(m_arena_max, 1)
 
 
-def _end_without_the_others() -> NoReturn:
+def _end_without_the_others(code: int) -> NoReturn:
     """Ends the process at once: the usual way out waits for the others, who wait for this one."""
     print(
         f"process {jax.process_index()} of {jax.process_count()} ends, and the others will; "
@@ -89,7 +97,7 @@ def _end_without_the_others() -> NoReturn:
     )
     for worker in multiprocessing.active_children():
         worker.kill()
-    os._exit(1)
+    os._exit(code)
 
 
 def _cpu_only() -> bool:

@@ -67,12 +67,13 @@ start() {
     echo "runs already"
     return
   fi
+  # What is left of the command before is not to be taken for this one's.
+  rm -f "$state/code" "$state/pid"
   environment
   log="$state/$(date +%Y%m%d-%H%M%S).log"
   ln -sfn "$log" "$state/log"
   quote "$@" >>"$log"
   printf '%s\0' "$@" >"$state/command"
-  rm -f "$state/code"
   # shellcheck disable=SC2016  # for the inner shell to expand
   setsid bash -c '"${@:2}"; echo "$?" >"$1"' - "$state/code" "$@" </dev/null >>"$log" 2>&1 &
   echo "$!" >"$state/pid"
