@@ -41,10 +41,14 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"unexpected argument {argv[1]!r}")
     log_progress()
     topologies = [_topology(text) for text in _TOPOLOGY.value]
-    models = settle_models(experiment_from_config(_CONFIG.value), _TEACHER.value)
+    experiment = experiment_from_config(_CONFIG.value)
+    if _CACHED.value:
+        # Which the experiment checks as it would the folder of a run.
+        teacher = dataclasses.replace(experiment.teacher, cache="--cached_teacher")
+        experiment = dataclasses.replace(experiment, teacher=teacher)
+    models, cached = settle_models(experiment, _TEACHER.value), bool(experiment.teacher.cache)
     for note in models.notes:
         print(f"note: {note}")
-    cached = models.teacher is not None and (_CACHED.value or bool(models.experiment.teacher.cache))
     if _SUGGEST.value:
         if len(topologies) > 1:
             raise ValueError("--suggest searches for one topology")

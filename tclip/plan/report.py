@@ -169,9 +169,8 @@ def remedies(experiment: Experiment, plan: Plan) -> list[str]:
         flags.append(f"--config.optim.accumulate={2 * accumulate}: halve the micro-batch")
     fsdp, data = plan.mesh["fsdp"], plan.mesh["data"]
     if larger := next((n for n in (16, 8, 4, 2) if data % n == 0), None):
-        flags.append(
-            f"--config.mesh.fsdp={larger * fsdp}: spread weights and optimiser over more chips"
-        )
+        rest = "" if experiment.mesh.data == -1 else " --config.mesh.data=-1"
+        flags.append(f"--config.mesh.fsdp={larger * fsdp}{rest}: spread weights over more chips")
     return [*flags, "more chips, or chips with more memory"]
 
 

@@ -33,7 +33,7 @@ class Candidate:
 def search(models: Models, cached: bool, topology: Topology) -> list[Candidate]:
     """Compiles at most 18 variants and returns the best that fit, most samples a second first.
 
-    The number of steps shrinks as the batch grows, so that all see the same samples.
+    The numbers of steps shrink as the batch grows, so that all see the same samples.
 
     Raises:
       ValueError: no variant can be compiled at all; says why the last could not.
@@ -64,6 +64,7 @@ def _changes(experiment: Experiment, factor: int, fsdp: int, remat: str) -> dict
     return {
         "train.batch_size": factor * experiment.train.batch_size,
         "train.steps": -(-experiment.train.steps // factor),
+        "optim.warmup_steps": -(-experiment.optim.warmup_steps // factor),
         "mesh.data": -1,
         "mesh.fsdp": fsdp,
         "model.remat": remat,

@@ -110,6 +110,18 @@ def test_the_command_says_what_to_change_where_it_does_not_fit(tmp_path):
     assert plan["memory"]["arguments"] > 2**21 * 32 * 32 * 3 * 4
 
 
+def test_stored_embeddings_of_no_teacher_are_refused():
+    command = [sys.executable, "-m", "launch.compile", "--config=configs/shapes.py:teacher"]
+    done = subprocess.run(
+        [*command, "--topology=v5e:2x2", "--cached_teacher"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    assert "teacher.cache needs teacher.path" in done.stderr
+
+
 def test_a_config_that_does_not_fit_the_chips_is_refused():
     with pytest.raises(ValueError, match=r"batch_size=62 is not divisible .* times the 4 devices"):
         compile_step(experiment(62), model(), False, SQUARE)
