@@ -12,7 +12,7 @@ from tclip.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints, has_chec
 from tclip.config import build
 from tclip.experiment import Experiment, write_experiment
 from tclip.models import architecture
-from tclip.sharding import MeshConfig, make_mesh, state_shardings
+from tclip.sharding import MeshConfig, make_mesh, placed, state_shardings
 from tclip.state import TrainState
 
 
@@ -34,9 +34,7 @@ def make_state(value: float, size: int = 1000) -> TrainState:
 
 def abstract(state: TrainState, devices: int) -> TrainState:
     shardings = state_shardings(state, make_mesh(MeshConfig(data=devices)))
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
-    )
+    return placed(state, shardings)
 
 
 def steps_of(workdir) -> set[int]:
@@ -174,7 +172,8 @@ def test_behind_a_damaged_checkpoint_is_the_one_before(tmp_path, caplog, damage,
     with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
         state = checkpoints.restore(abstract(make_state(0), devices=2))
         (aside,) = (tmp_path / CHECKPOINTS).glob("damaged-4-*")
-        (message,) = caplog.messages
+        # Orbax's abandoned reads may complain as well, whenever they are collected.
+        (message,) = (r.getMessage() for r in caplog.records if r.name.startswith("tclip"))
         assert f"{broken} is damaged" in message
         assert "the checkpoint before is used" in message
         # The run saves that step again.

@@ -110,7 +110,7 @@ def ternary(shape, group, seed=0, dtype=np.float32):
     return ternarize(w, *ESTIMATORS["twn"](w, group))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 3),
     st.integers(1, 5).map(lambda n: 8 * n),
