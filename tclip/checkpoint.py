@@ -8,6 +8,8 @@ were. All processes of a run write it together, and all call what is here.
 
 import logging
 import math
+import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,20 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from tclip.distributed import all_agree, is_main, wait_for_all
+from tclip.distributed import is_main, largest, main_says, wait_for_all
 from tclip.experiment import Experiment, read_experiment
 from tclip.models import init_params
 from tclip.quant import init_quant
+from tclip.sharding import path_name
 from tclip.state import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
 # In the name of what Orbax is still writing.
 UNFINISHED = ".orbax-checkpoint-tmp"
+# How an error of tensorstore begins: with a code. By these it speaks of the bytes that it read, by
+# all others of reading them.
+CODE = re.compile(r"([A-Z]+(?:_[A-Z]+)*): ")
+DAMAGE = {"DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE"}
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +40,10 @@ Policies = ocp.training.preservation_policies
 
 class CheckpointError(OSError):
     """A checkpoint could not be written or read; the message names it and what is left."""
+
+
+class DamagedError(CheckpointError):
+    """What is on disk is not what was saved."""
 
 
 class Checkpoints:
@@ -98,30 +109,37 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def restore(self, abstract_state: TrainState) -> TrainState | None:
-        """Loads the newest checkpoint that can be read; None where there is none.
+        """Loads the newest checkpoint that is not damaged; None where there is none.
 
-        Newer ones are set aside with a warning: they are renamed, and none is deleted.
+        Damaged ones are set aside with a warning: they are renamed, and none is deleted. Which
+        there are is what process 0 sees, and damaged is what any process finds damaged.
 
         Args:
           abstract_state: ShapeDtypeStructs with the shardings that the state shall have.
 
         Raises:
-          CheckpointError: all are damaged, or of another shape.
+          CheckpointError: all are damaged; or one is of another shape, or some process is not let
+            read it, and nothing was renamed.
         """
-        failures: dict[int, CheckpointError] = {}
-        for step in sorted((info.step for info in self._orbax.checkpoints), reverse=True):
-            state = None
+        steps = {info.step for info in self._orbax.checkpoints}
+        damaged: dict[int, CheckpointError] = {}
+        while (step := main_says(max(steps - damaged.keys(), default=-1))) >= 0:
+            path, state, error = self.directory / str(step), None, None
             try:
-                loaded = self._orbax.load_checkpointables(step, {"state": abstract_state})
-                state = loaded["state"]
-            except Exception as error:
-                failures[step] = _unreadable(self.directory / str(step), error)
-            if all_agree(state is not None):
-                self._set_aside(failures)
+                state = _load(path, abstract_state)
+            except CheckpointError as failure:
+                error = failure
+            severity = 0 if error is None else 1 if isinstance(error, DamagedError) else 2
+            severity = largest(severity)
+            if severity == 0:
+                self._set_aside(damaged)
                 return state
-            failures.setdefault(step, CheckpointError(f"another process cannot read step {step}"))
-        if failures:
-            raise failures[max(failures)]
+            error = error or CheckpointError(f"{path} is read by this process, not by another")
+            if severity == 2:
+                raise error
+            damaged[step] = error
+        if damaged:
+            raise damaged[max(damaged)]
         return None
 
     def _set_aside(self, failures: dict[int, CheckpointError]) -> None:
@@ -178,13 +196,7 @@ def load_trained(workdir: str | Path) -> tuple[Experiment, Params, dict[str, Any
         jax.eval_shape(weights),
     )
     group = "ema" if experiment.optim.ema_decay else "trainable"
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-        try:
-            loaded = ocp.load_checkpointables(newest, {"state": {group: abstract}})["state"][group]
-        except Exception as error:
-            raise _unreadable(newest, error) from error
+    loaded = _load(newest, {group: abstract}, partial=True)[group]
     return experiment, loaded["params"], loaded["quant"]
 
 
@@ -193,10 +205,65 @@ def _whole_steps(directory: Path) -> list[int]:
     return [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} is damaged, or of another architecture than config.json: {_first_line(error)}"
-    )
+def _load(path: Path, abstract: Any, partial: bool = False) -> Any:
+    """Reads the state in a checkpoint. No process waits for another, which might not come.
+
+    Args:
+      abstract: ShapeDtypeStructs with the shardings that it shall have.
+      partial: whether the checkpoint may hold more.
+
+    Raises:
+      DamagedError: the checkpoint is damaged.
+      CheckpointError: it is of another shape, or this process is not let read it.
+    """
+    context = ocp.Context()
+    context.multiprocessing.primary_host = jax.process_index()
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.pytree.loading.partial_load = partial
+    try:
+        with context:
+            return ocp.load_checkpointables(path, {"state": abstract})["state"]
+    except Exception as error:
+        raise _unreadable(path, error, abstract, partial) from error
+
+
+def _unreadable(path: Path, error: Exception, abstract: Any, partial: bool) -> CheckpointError:
+    """What the error of `_load` comes from."""
+    while error.__cause__:
+        error = error.__cause__
+    code = CODE.match(str(error))
+    if code:
+        of_bytes = code[1] in DAMAGE
+    else:  # from the code that reads the text files, or compares shapes
+        of_bytes = isinstance(error, (ValueError, LookupError, TypeError, FileNotFoundError))
+    if not of_bytes or not os.path.exists(path):
+        return CheckpointError(
+            f"{path} cannot be read, and stays as it is; run the command again: "
+            f"{_first_line(error)}"
+        )
+    if difference := _difference(path, abstract, partial):
+        return CheckpointError(f"{path} is of another architecture than config.json: {difference}")
+    return DamagedError(f"{path} is damaged: {_first_line(error)}")
+
+
+def _difference(path: Path, abstract: Any, partial: bool) -> str:
+    """Names an array that a checkpoint lacks, or has in another shape; "" if it has all of them, or
+    does not tell."""
+    try:
+        stored = ocp.checkpointables_metadata(path).metadata.get("state")
+    except Exception:
+        stored = None
+    if stored is None:
+        return ""
+    there, here = _shapes(stored), _shapes(abstract)
+    for name in here if partial else sorted(here | there):
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+    return ""
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def _metric(metrics: dict[str, float] | None, name: str) -> float:

@@ -88,9 +88,14 @@ def main_first(name: str) -> Iterator[None]:
         wait_for_all(name)
 
 
-def all_agree(condition: bool) -> bool:
-    """Whether `condition` holds in every process; each has to ask."""
-    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+def main_says(value: int) -> int:
+    """Returns the `value` of process 0; each has to ask."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def largest(value: int) -> int:
+    """Returns the largest `value` of any process; each has to ask."""
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def local_rows(sharding: NamedSharding, size: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Saving and restoring: exact, all or nothing, on any mesh."""
 
+import errno
 import resource
 import shutil
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from tclip.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints, has_checkpoint, load_trained
 from tclip.config import build
@@ -200,6 +202,50 @@ def test_where_all_checkpoints_are_damaged_the_newest_is_named_and_all_stay(tmp_
     ):
         checkpoints.restore(abstract(make_state(1), devices=1))
     assert steps_of(tmp_path) == {3, 4}
+
+
+def test_a_checkpoint_of_another_shape_is_no_damage(tmp_path):
+    with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, make_state(step), None)
+    other = make_state(0)
+    other.trainable["quant"]["b/fc1/bias"] = other.trainable["quant"].pop("a/fc1/bias")
+    name = r"trainable/quant/a/fc1/bias/log_scale is \(1, 3\) there, absent here"
+    bias = r"opt_state/0/params/a/fc1/bias is \(1000,\) there, \(1008,\) here"
+    with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
+        for wanted, message in ((other, name), (make_state(0, size=1008), bias)):
+            with pytest.raises(CheckpointError, match=f"/4 is of another .*: {message}"):
+                checkpoints.restore(abstract(wanted, devices=1))
+    assert [path.name for path in sorted((tmp_path / CHECKPOINTS).iterdir())] == ["3", "4"]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        # As tensorstore has it.
+        ValueError("UNAVAILABLE: Error opening local file: Input/output error"),
+    ],
+    ids=lambda reason: type(reason).__name__,
+)
+def test_what_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch, reason):
+    def refuse(*_):
+        raise KeyError("state") from reason
+
+    with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(step, make_state(step), None)
+    with Checkpoints(tmp_path, keep_last=2, best_metric="x") as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp, "load_checkpointables", refuse)
+            with pytest.raises(CheckpointError, match=r"/4 cannot be read, .*: .*(denied|output)"):
+                checkpoints.restore(abstract(make_state(0), devices=1))
+        assert int(checkpoints.restore(abstract(make_state(0), devices=1)).step) == 4
+        # Elsewhere than where it was seen.
+        (tmp_path / CHECKPOINTS / "4").rename(tmp_path / "4")
+        with pytest.raises(CheckpointError, match="/4 cannot be read"):
+            checkpoints.restore(abstract(make_state(0), devices=1))
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["3"]
 
 
 def test_a_new_run_has_nothing_to_restore(tmp_path):

@@ -52,6 +52,46 @@ for shape in arguments:
 print(json.dumps(held))
 """
 
+# Each process holds, and has written, a half of the kernel.
+RESTORE = """
+from pathlib import Path
+import jax, numpy as np
+from orbax.checkpoint import v1 as ocp
+from tclip import checkpoint
+from tclip.sharding import MeshConfig, make_mesh, placed, state_shardings
+from tclip.state import TrainState
+
+def state_of(step):
+    kernel = np.random.default_rng(step).normal(size=(64, 64)).astype(np.float32)
+    trainable = {"params": {"a": {"fc1": {"kernel": kernel}}}, "quant": {}}
+    return TrainState(np.int32(step), trainable, (), None, np.int32(0), np.int32(0))
+
+def restore():
+    with checkpoint.Checkpoints(workdir, keep_last=2, best_metric="x") as checkpoints:
+        try:
+            print(int(checkpoints.restore(placed(state_of(0), shardings)).step))
+        except checkpoint.CheckpointError as error:
+            print(error)
+
+def refuse(*_):
+    raise PermissionError("denied")
+
+workdir = Path(arguments)
+shardings = state_shardings(state_of(0), make_mesh(MeshConfig(fsdp=2)))
+with checkpoint.Checkpoints(workdir, keep_last=2, best_metric="x") as checkpoints:
+    for step in (3, 4):
+        checkpoints.save(step, distributed.put_whole(state_of(step), shardings), None)
+load = ocp.load_checkpointables
+if number == 1:
+    for file in workdir.glob("checkpoints/4/state/ocdbt.process_1/d/*"):
+        file.write_bytes(b"")
+    ocp.load_checkpointables = refuse
+distributed.wait_for_all("damage")
+restore()
+ocp.load_checkpointables = load
+restore()
+"""
+
 
 def make_config(folder: Path, cache: Path, **mesh: int) -> dict:
     """Distillation from stored embeddings into a ternary student, with an evaluation."""
@@ -189,3 +229,14 @@ def test_processes_read_the_rows_that_their_devices_hold():
     low, high, whole = [0, 1, 2, 3], [4, 5, 6, 7], list(range(8))
     assert first == [low, low, low, whole]
     assert second == [high, high, high, whole]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_read_by_none(tmp_path):
+    first, second = processes.run(RESTORE, str(tmp_path), 2, 1)
+    newest = tmp_path / CHECKPOINTS / "4"
+    assert first == f"{newest} is read by this process, not by another\n3\n"
+    assert second.startswith(f"{newest} cannot be read")
+    assert second.endswith("PermissionError: denied\n3\n")
+    names = sorted(path.name.partition("-")[0] for path in newest.parent.iterdir())
+    assert names == ["3", "damaged"]
