@@ -88,8 +88,11 @@ def main_first(name: str) -> Iterator[None]:
         wait_for_all(name)
 
 
-def main_says(value: int) -> int:
-    """Returns the `value` of process 0; each has to ask."""
+def main_says(value: bool | int) -> int:
+    """Returns the `value` of process 0; each has to ask.
+
+    What the others see of the file system may be out of date.
+    """
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 

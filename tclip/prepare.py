@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from tclip.checkpoint import has_checkpoint
 from tclip.data import (
     BadSample,
     Mixture,
@@ -56,16 +55,18 @@ class Run:
     start: Params | None
 
 
-def prepare_run(experiment: Experiment, workdir: Path) -> Run:
+def prepare_run(experiment: Experiment, workdir: Path, is_resumed: bool) -> Run:
     """Finds everything that a run needs, and writes what tells it from others into its workdir.
 
     Of several processes the first prepares data, tokenizer and workdir, the others find them there.
+
+    Args:
+      is_resumed: whether the run goes on from a checkpoint in `workdir`; the same in all processes.
 
     Raises:
       ValueError, FileNotFoundError: the data, the teacher, the weights to start from or the
         tokenizer are missing, damaged, or do not fit together.
     """
-    is_resumed = has_checkpoint(workdir)
     with main_first("training data"):
         data = open_mixture(experiment.train_data)
     teacher = load_teacher(experiment)
@@ -76,7 +77,7 @@ def prepare_run(experiment: Experiment, workdir: Path) -> Run:
     identity = _identity(data, teacher)
     with main_first("workdir"):
         experiment, tokenizer = prepare_workdir(
-            experiment, workdir, data, identity, named or teacher
+            experiment, workdir, is_resumed, data, identity, named or teacher
         )
     start = None if is_resumed else first_weights(experiment, tokenizer, named, teacher)
     return Run(experiment, data, tokenizer, teacher, cache, start)
@@ -117,6 +118,7 @@ def continue_as(saved: Experiment, experiment: Experiment) -> Experiment:
 def prepare_workdir(
     experiment: Experiment,
     workdir: Path,
+    is_resumed: bool,
     data: Mixture,
     identity: dict[str, str | int],
     origin: Model | None,
@@ -134,8 +136,8 @@ def prepare_workdir(
       ValueError: a continued run whose data or teacher are not what they were, or a process whose
         data or teacher are not those of the first.
     """
-    path, is_new = workdir / TOKENIZER, not has_checkpoint(workdir)
-    if is_new and is_main():
+    path = workdir / TOKENIZER
+    if is_main() and not is_resumed:
         tokenizer = make_tokenizer(experiment, data, origin)
         workdir.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
@@ -144,7 +146,7 @@ def prepare_workdir(
     else:
         _check_identity(workdir, identity)
         tokenizer = load_tokenizer(path, experiment.model.text.context_length)
-    if is_new:
+    if not is_resumed:
         experiment = with_vocabulary(experiment, *_vocabulary(experiment, tokenizer, origin))
     if is_main():
         write_experiment(experiment, workdir)

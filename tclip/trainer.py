@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tclip import distributed, evals
 from tclip.checkpoint import Checkpoints, has_checkpoint
 from tclip.data import Tokenizer, View, batch_keys, open_source, train_batches
-from tclip.distributed import local_rows, put_rows, put_whole
+from tclip.distributed import local_rows, main_says, put_rows, put_whole
 from tclip.divergence import BadSteps
 from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
@@ -72,18 +72,19 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       Preempted: SIGTERM came while it trained; a checkpoint is saved.
     """
     workdir, started = Path(workdir), time.time()
-    if has_checkpoint(workdir):
+    is_resumed = bool(main_says(has_checkpoint(workdir)))
+    if is_resumed:
         saved = read_experiment(workdir)
         experiment = continue_as(saved, experiment)
         check_resumable(saved, experiment, workdir)
-        if (workdir / RESULT_FILE).is_file():
+        if main_says((workdir / RESULT_FILE).is_file()):
             logger.info("%s: training is finished; nothing to do", workdir)
             return json.loads((workdir / RESULT_FILE).read_text())
     config = experiment.train
     mesh = make_mesh(experiment.mesh)
     check_batch(config.batch_size, experiment.optim.accumulate, mesh)
     check_negatives(experiment.loss, config.batch_size, mesh)
-    run = prepare_run(experiment, workdir)
+    run = prepare_run(experiment, workdir, is_resumed)
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
     work = workload(experiment, teacher, run.cache is not None, mesh)
     teacher_params = put_teacher(run.teacher, run.cache, mesh)

@@ -21,17 +21,20 @@ SAVED = 3
 TOLERANCE = 1e-5
 TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 
+# What others than process 0 see of a workdir may be out of date.
 TRAIN = """
 import jax
+from tclip import trainer
 from tclip.cache_teacher import cache_teacher
 from tclip.config import build
 from tclip.experiment import Experiment
-from tclip.trainer import train
 
+if number:
+    trainer.has_checkpoint = lambda workdir: False
 for values, out, workdir in arguments:
     experiment = build(Experiment, values)
     print(json.dumps(cache_teacher(experiment, out, augmentations=1, shard_size=4)))
-    train(experiment, workdir)
+    trainer.train(experiment, workdir)
 """
 
 ROWS = """

@@ -139,7 +139,7 @@ def test_the_next_batch_is_put_on_the_devices_during_a_step(data_dir, tmp_path, 
     monkeypatch.setattr(trainer, "put_rows", spy)
     experiment = make_experiment(data_dir)
     mesh = make_mesh(experiment.mesh)
-    read = trainer.make_reader(prepare_run(experiment, tmp_path), mesh)
+    read = trainer.make_reader(prepare_run(experiment, tmp_path, is_resumed=False), mesh)
     with contextlib.closing(read(0)) as batches:
         first = next(batches)
         assert first["images"] is put[0]["images"]
