@@ -155,14 +155,30 @@ def prepare_workdir(
 
 def make_tokenizer(experiment: Experiment, data: Mixture, origin: Model | None) -> Tokenizer:
     """Returns the tokenizer that the config describes."""
-    config, context_length = experiment.tokenizer, experiment.model.text.context_length
-    if config.kind == "auto" and origin is not None:
+    context_length = experiment.model.text.context_length
+    if takes_tokenizer_of(experiment, origin):
         return dataclasses.replace(origin.tokenizer, context_length=context_length)
+    given, size = read_tokenizer(experiment), experiment.tokenizer.vocab_size
+    return given or train_tokenizer(captions_of(data), context_length, size)
+
+
+def takes_tokenizer_of(experiment: Experiment, origin: Model | CLIPConfig | None) -> bool:
+    """Whether the student has the tokenizer of the model that it starts from or learns from."""
+    return experiment.tokenizer.kind == "auto" and origin is not None
+
+
+def read_tokenizer(experiment: Experiment) -> Tokenizer | None:
+    """Returns the tokenizer in the file that the config names, if it names one.
+
+    Raises:
+      ValueError, FileNotFoundError: it cannot be read.
+    """
+    config, context_length = experiment.tokenizer, experiment.model.text.context_length
     if config.kind == "clip":
         return clip_tokenizer(config.path, context_length)
     if config.kind == "file":
         return load_tokenizer(config.path, context_length)
-    return train_tokenizer(captions_of(data), context_length, config.vocab_size)
+    return None
 
 
 def captions_of(data: Mixture) -> Iterator[str]:
@@ -217,7 +233,7 @@ def _vocabulary(
 ) -> tuple[int, int]:
     """Size and end-of-text token: those of the tokenizer, or of the model that it comes from, whose
     table may have more rows."""
-    if experiment.tokenizer.kind == "auto" and origin is not None:
+    if takes_tokenizer_of(experiment, origin):
         return origin.config.text.vocab_size, origin.config.text.eot_token_id
     return tokenizer.vocab_size, tokenizer.eot_token_id
 

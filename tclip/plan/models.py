@@ -7,7 +7,7 @@ from tclip.experiment import Experiment, check_hidden_layers, is_workdir, read_e
 from tclip.inference import computed_as
 from tclip.interop import read_architecture
 from tclip.models import CLIPConfig, architecture
-from tclip.prepare import adopt
+from tclip.prepare import adopt, read_tokenizer, takes_tokenizer_of, with_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
 
     Raises:
       ValueError: an unknown architecture, none is given and there is no folder, or one for which
-        the loss cannot be computed.
+        the loss cannot be computed; a file of tokenizer.path that is no tokenizer.
     """
-    teacher, notes = None, []
+    teacher, named, notes = None, None, []
     if experiment.teacher.path:
         teacher = computed_as(_teacher(experiment, teacher_arch), experiment.model)
         check_hidden_layers(experiment.loss, "teacher", teacher)
@@ -48,7 +48,29 @@ def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
             size = named.vision.image_size
             pixels = dataclasses.replace(experiment.preprocess, image_size=size)
             experiment = adopt(experiment, named, pixels)
+    if named is not None or not experiment.adopts_architecture:
+        experiment, note = _with_vocabulary(experiment, named or teacher)
+        notes += [note] if note else []
     return Models(experiment, teacher, tuple(notes))
+
+
+def _with_vocabulary(experiment: Experiment, origin: CLIPConfig | None) -> tuple[Experiment, str]:
+    """Gives the student the vocabulary that it has in training, as far as it is known, and a note.
+
+    Args:
+      origin: what it starts from or learns from.
+    """
+    if takes_tokenizer_of(experiment, origin):
+        return with_vocabulary(experiment, origin.text.vocab_size, origin.text.eot_token_id), ""
+    try:
+        tokenizer = read_tokenizer(experiment)
+    except FileNotFoundError as error:
+        return experiment, f"{error}; the vocabulary is taken to be that of config.model"
+    if tokenizer is not None:
+        return with_vocabulary(experiment, tokenizer.vocab_size, tokenizer.eot_token_id), ""
+    size = experiment.tokenizer.vocab_size
+    note = f"the tokenizer to be trained is taken to have all tokenizer.vocab_size={size} entries"
+    return with_vocabulary(experiment, size, size - 1), note
 
 
 def _teacher(experiment: Experiment, name: str) -> CLIPConfig:

@@ -1,15 +1,19 @@
 """Architectures are found without weights, data or network, or the missing flag is named."""
 
 import dataclasses
+import re
 
 import pytest
 import tiny
+from benchmark_folders import captioned, write_dataset
 
-from tclip.experiment import Experiment, TeacherConfig
+from tclip.data import SourceConfig, train_tokenizer
+from tclip.experiment import Experiment, TeacherConfig, TokenizerConfig
 from tclip.interop import save_huggingface
 from tclip.losses import LossConfig
-from tclip.models import architecture
+from tclip.models import TextConfig, architecture
 from tclip.plan.models import settle_models
+from tclip.prepare import prepare_run, with_vocabulary
 
 
 def experiment(**changes) -> Experiment:
@@ -30,7 +34,11 @@ def runs_as_the_student(model):
 def test_a_run_without_a_teacher():
     alone = experiment(teacher=TeacherConfig(), loss=LossConfig())
     models = settle_models(alone)
-    assert (models.experiment, models.teacher, models.notes) == (alone, None, ())
+    assert models.teacher is None
+    assert models.experiment == with_vocabulary(alone, 1024, 1023)
+    assert models.notes == (
+        "the tokenizer to be trained is taken to have all tokenizer.vocab_size=1024 entries",
+    )
     with pytest.raises(ValueError, match=r"the config has no teacher\.path"):
         settle_models(alone, "ViT-L/14")
 
@@ -74,6 +82,35 @@ def test_a_student_that_is_its_teacher():
     assert models.experiment.model == models.teacher
     assert models.experiment.preprocess.image_size == 224
     assert models.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["auto", "file", "train"])
+def test_a_student_has_the_vocabulary_that_it_has_in_training(tmp_path, kind):
+    teacher = tiny.write_workdir(tmp_path / "teacher")
+    file = tmp_path / "tokenizer.json"
+    train_tokenizer(["other captions"] * 9, 16, 520).save(file)
+    write_dataset(tmp_path / "data", captioned(), "retrieval")
+    text = TextConfig(20, 700, 32, 1, 2, 64, 699)
+    student = experiment(
+        model=dataclasses.replace(tiny.config(), text=text),
+        teacher=TeacherConfig(str(teacher)),
+        tokenizer=TokenizerConfig(kind, str(file), vocab_size=530),
+        train_data=SourceConfig(f"wds:{tmp_path}/data", "test", str(tmp_path / "index")),
+    )
+    trained = prepare_run(student, tmp_path / "run", is_resumed=False).experiment
+    models = settle_models(student)
+    assert models.experiment == trained
+    sizes = {"auto": tiny.config().text.vocab_size, "file": 520, "train": 530}
+    assert models.experiment.model.text.vocab_size == sizes[kind]
+    assert len(models.notes) == (kind == "train")
+
+
+def test_a_tokenizer_that_is_not_here_leaves_the_vocabulary_and_says_so():
+    student = experiment(tokenizer=TokenizerConfig("file", "no.json"))
+    models = settle_models(student, "ViT-B/16")
+    assert models.experiment == student
+    (note,) = models.notes
+    assert re.match(r"no tokenizer at no\.json; .* vocabulary .* that of config\.model", note)
 
 
 def test_a_student_for_which_the_loss_cannot_be_computed():
