@@ -87,10 +87,15 @@ install() {
 everywhere() { tpus ssh "${ssh_flags[@]}" --node=all --worker=all "--command=$*"; }
 
 follow() {
-  local code=0
+  local code=0 minutes=5
   tpus ssh "${ssh_flags[@]}" "--command=tclip/launch/worker.sh follow" || code=$?
   ((code != 0)) || return 0
   look ACTIVE
+  # Of a preemption ssh tells first, by its own 255, or the worker, by that of a signal.
+  while [[ "$state" == ACTIVE ]] && ((code > 128 && minutes-- > 0)); do
+    run sleep 60
+    look ACTIVE
+  done
   if [[ "$state" != ACTIVE ]]; then
     echo "$name is $state" >&2
     code=75

@@ -86,8 +86,9 @@ follow() {
   else
     tail -n 1000 --pid="$(<"$state/pid")" -F "$state/log"
   fi
-  [[ -f "$state/code" ]] || die "the command left no exit code: it was killed"
-  exit "$(<"$state/code")"
+  [[ ! -f "$state/code" ]] || exit "$(<"$state/code")"
+  echo "the command left no exit code: it was killed" >&2
+  exit 137 # as of SIGKILL
 }
 
 case "${1:-}" in

@@ -245,7 +245,7 @@ def test_a_killed_command_is_no_success(worker):
     started(worker, times=2)
     os.killpg(int((worker / ".tclip-run/pid").read_text()), signal.SIGKILL)
     done = on_worker(worker, "follow")
-    assert done.returncode == 2
+    assert done.returncode == 128 + signal.SIGKILL
     assert "the command left no exit code" in done.stderr
 
 

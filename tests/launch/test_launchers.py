@@ -202,15 +202,28 @@ def test_a_call_that_fails_stops_resume_with_its_code(stand_ins, word):
 
 @pytest.mark.parametrize(
     ("code", "after", "expected"),
-    [(0, "ACTIVE", 0), (75, "ACTIVE", 75), (1, "ACTIVE", 1), (1, "SUSPENDING", 75)],
+    [
+        (0, [], 0),
+        (75, ["ACTIVE"], 75),
+        (1, ["ACTIVE"], 1),
+        (1, ["SUSPENDING"], 75),
+        # What a preemption does is seen before the state tells of it.
+        (255, ["ACTIVE", "ACTIVE", "SUSPENDING"], 75),
+        (134, ["ACTIVE", "SUSPENDED"], 75),
+        # The connection was lost, or the command killed, by something else.
+        (255, ["ACTIVE"] * 6, 255),
+        (137, ["ACTIVE"] * 6, 137),
+    ],
+    ids=lambda value: str(len(value) if isinstance(value, list) else value),
 )
 def test_train_ends_with_the_code_of_the_command_or_75_if_preempted(
     stand_ins, code, after, expected
 ):
     stand_ins.reply("--command=tclip/launch/worker.sh follow", code=code)
-    states(stand_ins, "ACTIVE", after)
+    states(stand_ins, "ACTIVE", *after)
     assert stand_ins.launch("tpu_vm", "train", *TPU, "--", *TRAIN).returncode == expected
-    assert stand_ins.calls() == [DESCRIBE, *START, *([DESCRIBE] if code else [])]
+    looks = [call for _ in after for call in (["sleep", "60"], DESCRIBE)]
+    assert stand_ins.calls() == [DESCRIBE, *START, *looks[1:]]
 
 
 def test_gke_calls(stand_ins):
