@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,9 @@ class Experiment:
         return self.init not in ("auto", "random")
 
     def check_model(self) -> None:
-        """Raises ValueError unless the loss can be computed for `model`."""
+        """Raises ValueError unless the loss can be computed for `model`, on the mesh."""
         check_hidden_layers(self.loss, "student", self.model)
+        check_heads(self.mesh.tensor, "student", self.model)
         sigmoid = self.loss.contrastive == "sigmoid" and self.loss.contrastive_weight > 0
         if sigmoid and not self.model.logit_bias:
             raise ValueError("loss.contrastive='sigmoid' needs model.logit_bias=True")
@@ -223,6 +225,21 @@ def check_hidden_layers(loss: LossConfig, role: str, model: CLIPConfig) -> None:
                     f"loss.{key}: the {role}'s {tower} tower has layers 0..{depths[tower] - 1}, "
                     f"no layer {layer}"
                 )
+
+
+def check_heads(tensor: int, role: str, model: CLIPConfig) -> None:
+    """Raises ValueError unless `tensor` devices share the heads of each tower evenly.
+
+    They would compute the same, but send queries, keys and values around anew in every layer.
+    """
+    image, text = model.vision.heads, model.text.heads
+    most = math.gcd(image, text)
+    if most % tensor:
+        sizes = ", ".join(str(n) for n in range(1, most + 1) if most % n == 0)
+        raise ValueError(
+            f"mesh.tensor={tensor} does not divide the heads of the {role}'s image tower, {image}, "
+            f"and text tower, {text}: use one of {sizes}, and mesh.fsdp for more devices"
+        )
 
 
 def default_config() -> ml_collections.ConfigDict:

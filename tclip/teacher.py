@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 from tclip.data import Mixture, PreprocessConfig
 from tclip.data.teacher_cache import CacheHeader, TeacherCache, open_cache
 from tclip.distributed import put_whole
-from tclip.experiment import Experiment, check_hidden_layers
+from tclip.experiment import Experiment, check_heads, check_hidden_layers
 from tclip.inference import Model, computed_as, load
 from tclip.models import CLIPConfig, with_layout
 from tclip.packed import is_packed
-from tclip.sharding import param_shardings, replicated
+from tclip.sharding import TENSOR, param_shardings, replicated
 from tclip.state import Params
 
 
@@ -87,11 +87,16 @@ def teacher_crops(experiment: Experiment, teacher: Model) -> PreprocessConfig:
 
 
 def put_teacher(teacher: Model | None, cache: TeacherCache | None, mesh: Mesh) -> Params | None:
-    """Returns what the step needs of the teacher, on the mesh; with a cache its scalars."""
+    """Returns what the step needs of the teacher, on the mesh; with a cache its scalars.
+
+    Raises:
+      ValueError: the mesh does not divide its heads.
+    """
     if teacher is None:
         return None
     params = teacher.params
     if cache is None:
+        check_heads(mesh.shape[TENSOR], "teacher", teacher.config)
         return put_whole(params, param_shardings(params, mesh))
     scalars = {name: params[name] for name in ("logit_scale", "logit_bias") if name in params}
     return put_whole(scalars, dict.fromkeys(scalars, replicated(mesh)))

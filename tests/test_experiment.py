@@ -5,6 +5,7 @@ import json
 
 import ml_collections
 import pytest
+import tiny
 
 from tclip.config import build, to_dict
 from tclip.experiment import (
@@ -19,6 +20,9 @@ from tclip.experiment import (
 )
 from tclip.losses import LossConfig
 from tclip.models import architecture
+from tclip.plan.inputs import abstract_teacher
+from tclip.sharding import MeshConfig, make_mesh
+from tclip.teacher import put_teacher
 
 
 def changed(**groups) -> Experiment:
@@ -93,6 +97,27 @@ def test_the_towers_of_a_teacher_have_each_their_own_layers():
     deeper = dataclasses.replace(loss, text_hidden_layers=loss.hidden_layers)
     with pytest.raises(ValueError, match=r"teacher's text tower has layers 0\.\.11, no layer 23"):
         check_hidden_layers(deeper, "teacher", teacher)
+
+
+def test_devices_share_the_heads_of_both_towers_evenly():
+    model = {"vision": {"image_size": 48, "heads": 12}, "text": {"heads": 8}}
+    for tensor in (1, 2, 4):
+        changed(model=model, mesh={"tensor": tensor})
+    for tensor in (3, 6, 8):
+        message = rf"mesh\.tensor={tensor} .* student's image tower, 12, .* 8: use one of 1, 2, 4,"
+        with pytest.raises(ValueError, match=message):
+            changed(model=model, mesh={"tensor": tensor})
+
+
+def test_devices_share_the_heads_of_a_teacher_that_is_run():
+    mesh, teacher = make_mesh(MeshConfig(tensor=4)), tiny.float_model()
+    assert put_teacher(teacher, "stored embeddings", mesh).keys() == {"logit_scale"}
+    assert abstract_teacher(teacher.config, True, mesh).keys() == {"logit_scale"}
+    message = r"mesh\.tensor=4 .* teacher's image tower, 2"
+    with pytest.raises(ValueError, match=message):
+        put_teacher(teacher, None, mesh)
+    with pytest.raises(ValueError, match=message):
+        abstract_teacher(teacher.config, False, mesh)
 
 
 def test_a_key_that_a_file_lacks_has_its_default(tmp_path):

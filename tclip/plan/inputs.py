@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tclip.experiment import Experiment
+from tclip.experiment import Experiment, check_heads
 from tclip.models import CLIPConfig, init_params
-from tclip.sharding import batch_sharding, param_shardings, placed, replicated
+from tclip.sharding import TENSOR, batch_sharding, param_shardings, placed, replicated
 from tclip.state import Params
 from tclip.step import Batch
 
@@ -51,7 +51,7 @@ def abstract_batch(
 
 
 def abstract_teacher(teacher: CLIPConfig | None, cached: bool, mesh: Mesh) -> Params | None:
-    """What `tclip.teacher.put_teacher` returns, as shapes."""
+    """What `tclip.teacher.put_teacher` returns, as shapes; raises the same."""
     if teacher is None:
         return None
     shapes = jax.eval_shape(functools.partial(init_params, teacher), jax.random.key(0))
@@ -59,5 +59,6 @@ def abstract_teacher(teacher: CLIPConfig | None, cached: bool, mesh: Mesh) -> Pa
         shapes = {name: shapes[name] for name in ("logit_scale", "logit_bias") if name in shapes}
         shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
     else:
+        check_heads(mesh.shape[TENSOR], "teacher", teacher)
         shardings = param_shardings(shapes, mesh)
     return placed(shapes, shardings)
