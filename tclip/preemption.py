@@ -1,4 +1,7 @@
-"""Stopping on SIGTERM: between two steps, in every process at the same one, with a checkpoint."""
+"""Stopping on SIGTERM: between two steps, in every process at the same one, with a checkpoint.
+
+Before the first step there is nothing to save, and a process that is alone stops at once.
+"""
 
 import os
 import signal
@@ -12,18 +15,22 @@ from jax.experimental import multihost_utils
 EXIT_CODE = os.EX_TEMPFAIL
 
 
-class Preempted(Exception):
-    """Training was asked to stop, and its state is saved; the message says where and after what."""
+class Preempted(BaseException):
+    """Training was asked to stop, and its state is saved; the message says where and after what.
+
+    It may come at any moment of the preparation, and is no error for the code that meets it.
+    """
 
 
 class StopRequests:
     """Tells after which step to stop. Use as a context manager, within which SIGTERM ends nothing.
 
-    With several processes that of any of them counts, and jax finds a step that none has passed.
+    Until the first step is over it raises `Preempted`. With several processes that of any of them
+    counts, and jax finds a step that none has passed, which is at the earliest the first.
     """
 
     def __enter__(self) -> "StopRequests":
-        self._asked = False
+        self._asked = self._begun = False
         several = jax.distributed.is_initialized()
         # Unless asked to by `tclip.distributed.initialize` jax does not look for signals.
         self._shared = several and jax.config.jax_enable_preemption_service
@@ -39,9 +46,12 @@ class StopRequests:
 
     def is_last(self, step: int) -> bool:
         """Whether to stop after `step`; to be asked after every step, in every process."""
+        self._begun = True
         if self._shared:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        if not self._begun:
+            raise Preempted("stopped before the first step; what was saved before is as it was")

@@ -69,27 +69,38 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       FileNotFoundError: the data, the tokenizer or the teacher is missing.
       FloatingPointError: loss or gradient were not finite train.max_bad_steps times in a row.
       CheckpointError: a checkpoint cannot be written, or none can be read.
-      Preempted: SIGTERM came while it trained; a checkpoint is saved.
+      Preempted: SIGTERM came; what was trained is saved.
     """
     workdir, started = Path(workdir), time.time()
-    is_resumed = bool(main_says(has_checkpoint(workdir)))
-    if is_resumed:
-        saved = read_experiment(workdir)
-        experiment = continue_as(saved, experiment)
-        check_resumable(saved, experiment, workdir)
-        if main_says((workdir / RESULT_FILE).is_file()):
-            logger.info("%s: training is finished; nothing to do", workdir)
-            return json.loads((workdir / RESULT_FILE).read_text())
-    config = experiment.train
-    mesh = make_mesh(experiment.mesh)
-    check_batch(config.batch_size, experiment.optim.accumulate, mesh)
-    check_negatives(experiment.loss, config.batch_size, mesh)
-    run = prepare_run(experiment, workdir, is_resumed)
+    with StopRequests() as stop:
+        is_resumed = bool(main_says(has_checkpoint(workdir)))
+        if is_resumed:
+            saved = read_experiment(workdir)
+            experiment = continue_as(saved, experiment)
+            check_resumable(saved, experiment, workdir)
+            if main_says((workdir / RESULT_FILE).is_file()):
+                logger.info("%s: training is finished; nothing to do", workdir)
+                return json.loads((workdir / RESULT_FILE).read_text())
+        mesh = make_mesh(experiment.mesh)
+        check_batch(experiment.train.batch_size, experiment.optim.accumulate, mesh)
+        check_negatives(experiment.loss, experiment.train.batch_size, mesh)
+        take_steps(prepare_run(experiment, workdir, is_resumed), workdir, mesh, started, stop)
+    if distributed.is_main():
+        write_result(workdir)
+    distributed.wait_for_all("result")
+    return json.loads((workdir / RESULT_FILE).read_text())
+
+
+def take_steps(run: Run, workdir: Path, mesh: Mesh, started: float, stop: StopRequests) -> None:
+    """Takes the steps that are left, with all that is due between them; raises as `train`.
+
+    Args:
+      started: when this start of the run began, as of time.time().
+    """
     experiment, teacher = run.experiment, run.teacher and run.teacher.config
+    config = experiment.train
     work = workload(experiment, teacher, run.cache is not None, mesh)
     teacher_params = put_teacher(run.teacher, run.cache, mesh)
-
-    # The state is born on the mesh, and stays there: every step consumes the one before it.
     first_weights, batches_from = run.start, make_reader(run, mesh)
     tokenizer, data = run.tokenizer, run.data
     del run  # and with it the teacher's copy in host memory
@@ -100,10 +111,8 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
     def keys_of(step: int) -> list[str]:
         return batch_keys(data, config.batch_size, experiment.seed, step - 1)
 
-    with (
-        StopRequests() as stop,
-        Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints,
-    ):
+    with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
+        # The state is born on the mesh, and stays there: every step consumes the one before it.
         state = checkpoints.restore(program.state)
         if state is None:
             if first_weights is not None:
@@ -145,10 +154,6 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
                 if stops:
                     checkpoints.wait()
                     raise Preempted(f"{workdir}: stopped after step {step}, which is saved")
-    if distributed.is_main():
-        write_result(workdir)
-    distributed.wait_for_all("result")
-    return json.loads((workdir / RESULT_FILE).read_text())
 
 
 def is_due(step: int, every: int, last: int) -> bool:

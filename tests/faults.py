@@ -69,7 +69,7 @@ def kill_at_random(child: int, workdir: Path, rng: random.Random, startup: float
     sent = rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
     kind, steps = rng.choice(["start", "step", "step", "save"]), rng.randrange(1, LONGEST_STEPS)
     if kind == "start":
-        # SIGTERM ends it before there is anything to save, or comes as one after a step.
+        # SIGTERM comes before there is anything to save, or as one after a step.
         end = time.monotonic() + rng.uniform(0, startup)
         wait_until(child, lambda: time.monotonic() > end)
     else:

@@ -1,5 +1,7 @@
-"""Two processes of which one is told to stop, or killed: both end, and the run goes on."""
+"""Processes that are told to stop, or killed: all of them end, and the run goes on."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -13,7 +15,7 @@ from runs import assert_same_bits, rows_of, state_of
 from launch.cli import LOST
 from tclip.checkpoint import CHECKPOINTS
 from tclip.metrics import read_metrics
-from tclip.preemption import EXIT_CODE
+from tclip.preemption import EXIT_CODE, Preempted, StopRequests
 
 STEPS = 60
 SAVED_EVERY = 4
@@ -44,6 +46,22 @@ for workdir in workdirs:
     except SystemExit as error:
         if error.code:
             raise
+"""
+
+# The command itself, which says when it begins to train a tokenizer, and takes long for it.
+PREPARES = """
+import time
+from launch import train
+from launch.cli import run
+from tclip import prepare
+
+def train_tokenizer(*_):
+    print("preparing", flush=True)
+    time.sleep(600)
+
+prepare.train_tokenizer = train_tokenizer
+sys.argv = ["train", *arguments]
+run(train.main)
 """
 
 
@@ -130,3 +148,23 @@ def test_a_run_of_two_processes_survives_what_happens_to_one(config, tmp_path):
     assert rows_of(disturbed) == rows_of(whole)
     assert [row["step"] for row in rows_of(disturbed)] == list(range(1, STEPS + 1))
     assert_same_bits(state_of(disturbed, STEPS), state_of(whole, STEPS))
+
+
+def test_sigterm_before_the_first_step_stops_at_once(config, tmp_path):
+    flags = [f"--config={config}", f"--workdir={tmp_path}"]
+    running = processes.start(PREPARES, flags, 1, 1)
+    assert running[0].stdout.readline() == "preparing\n"
+    running[0].send_signal(signal.SIGTERM)
+    ((code, _, messages),) = processes.finish(running)
+    assert code == EXIT_CODE
+    assert messages.splitlines()[-1].startswith("stopped before the first step")
+
+
+def test_sigterm_after_a_step_is_an_answer():
+    with StopRequests() as stop:
+        assert not stop.is_last(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_last(2)
+    # What catches every error of a part of the preparation does not catch this.
+    with pytest.raises(Preempted), StopRequests(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import tarfile
 import uuid
 import zipfile
@@ -156,9 +157,13 @@ def _index_in_parallel(missing: list[tuple[str, Path]]) -> None:
     workers = min(os.cpu_count(), len(missing))
     if workers < 2 or len(missing) < PARALLEL_SHARDS:
         return
-    # Spawned: threads would wait for the interpreter lock, and a fork copies those of JAX.
+    # Spawned: threads would wait for the interpreter lock, and a fork copies those of JAX. SIGTERM
+    # may be sent to all processes of a job; what it ends is the main one's business.
     with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn")
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGTERM, signal.SIG_IGN),
     ) as pool:
         done = pool.map(_index_missing, *zip(*missing, strict=True))
         for _ in tqdm(done, "indexing new shards", len(missing), disable=None):
