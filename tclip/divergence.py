@@ -14,6 +14,11 @@ BAD_BATCHES = "bad_batches.json"
 logger = logging.getLogger(__name__)
 
 
+def is_bad(metrics: Mapping[str, float]) -> bool:
+    """Whether the step with these metrics was skipped."""
+    return not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
+
+
 class BadSteps:
     """Looks at the metrics of every step, in their order."""
 
@@ -30,10 +35,10 @@ class BadSteps:
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises FloatingPointError, naming steps and samples, at the last one that is bearable."""
-        loss, norm = metrics["loss"], metrics["grad_norm"]
-        if math.isfinite(loss) and math.isfinite(norm):
+        if not is_bad(metrics):
             self._steps.clear()
             return
+        loss, norm = metrics["loss"], metrics["grad_norm"]
         logger.warning("step %d is skipped: loss %s, gradient norm %s", step, loss, norm)
         self._steps.append(step)
         if len(self._steps) < self._limit:

@@ -15,7 +15,7 @@ class Goodput:
     first started. K is the time that the devices spent on the steps 1..n, each counted once: in the
     attempt whose result the state holds. So compilation, restoring, waiting for data, evaluation,
     the stalls of checkpoints, the time between a kill and the next start, and every step that was
-    done but lost with a kill count in W alone.
+    done but lost with a kill, or skipped because it was bad, count in W alone.
 
     The file's first line is {"started": seconds since the epoch}; a line {"step", "seconds"} gives
     K after that step, which a start that continues after it reads.

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from tclip.divergence import is_bad
 from tclip.files import append_json_line, naming, read_json_lines, write_json_lines
 from tclip.goodput import Goodput
 from tclip.throughput import StepClock, StepTime, Workload, device_memory
@@ -183,7 +184,8 @@ class MetricWriter:
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         self._check(step, values)
         self._step, self._time = step, self._time.plus(seconds)
-        self._goodput.add(seconds.compute)
+        if not is_bad(values):
+            self._goodput.add(seconds.compute)
         self._bar.update()
         if step % self._log_every == 0 or step == self._total_steps:
             self._write_train_row(values)

@@ -51,9 +51,16 @@ class Profiler:
     def __enter__(self) -> "Profiler":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._running:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if not self._running:
+            return
+        try:
             self._stop()
+        except Exception as error:
+            if kind is None:
+                raise
+            # The error that is already on its way came first.
+            logger.error("no trace was written to %s: %s", self._directory, error)
 
     def step(self, step: int) -> AbstractContextManager:
         """Returns what encloses the host's part of a step, and gives the trace its number."""

@@ -18,6 +18,8 @@ import pytest
 import tiny
 from tensorboardX.event_file_writer import EventsWriter
 
+from tclip.files import read_json_lines
+from tclip.goodput import GOODPUT_FILE
 from tclip.metrics import CLOCK_METRICS, MetricWriter, read_metrics
 from tclip.throughput import Workload
 
@@ -71,6 +73,18 @@ def test_a_row_says_how_fast_training_goes_and_what_it_was_good_for(tmp_path, mo
     assert row["mfu"] == pytest.approx(row["steps_per_second"] * 8 / 2 * 1e3 / 1e6)
     # Two steps that were ready at once, a hundred seconds after the start.
     assert 0 < row["goodput"] < 0.01
+
+
+def test_a_step_that_was_skipped_is_no_good(tmp_path):
+    bad = scalars(float("nan")), scalars(1.0) | {"grad_norm": jnp.float32("inf")}
+    with metric_writer(tmp_path, 0, 4, log_every=9) as writer:
+        for step, metrics in enumerate([*bad, scalars(1.0)], start=1):
+            take(writer, step, metrics)
+            with writer.pause():
+                pass
+    _, *rows = read_json_lines(tmp_path / GOODPUT_FILE)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["seconds"] == rows[1]["seconds"] == 0 < rows[2]["seconds"]
 
 
 def test_the_host_stays_one_step_ahead_of_the_devices(tmp_path):

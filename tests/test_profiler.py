@@ -1,6 +1,7 @@
 """Traces of the profiler: written for the steps that were asked for, and only then."""
 
 import contextlib
+import errno
 from pathlib import Path
 
 import jax
@@ -61,6 +62,24 @@ def test_an_error_leaves_the_trace_that_was_begun(tmp_path):
     ):
         _ = 1 / 0
     assert traced_steps(tmp_path) == [1]
+
+
+def test_a_trace_that_cannot_be_written_hides_no_other_error(tmp_path, monkeypatch):
+    stop_trace = jax.profiler.stop_trace
+
+    def full():
+        stop_trace()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    config = ProfileConfig(start=1, steps=9)
+    for error in (ZeroDivisionError, OSError):
+        with (
+            pytest.raises(error),
+            Profiler(config, tmp_path, contextlib.nullcontext) as profiler,
+            profiler.step(1),
+        ):
+            _ = 1 / (error is not ZeroDivisionError)
 
 
 @pytest.mark.parametrize("values", [{"start": -1}, {"start": 1, "steps": 0}])
