@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from logs import own_messages
 from orbax.checkpoint import v1 as ocp
 
 from tclip.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints, has_checkpoint, load_trained
@@ -174,8 +175,7 @@ def test_behind_a_damaged_checkpoint_is_the_one_before(tmp_path, caplog, damage,
     with Checkpoints(tmp_path, keep_last=2, best_metric="top1") as checkpoints:
         state = checkpoints.restore(abstract(make_state(0), devices=2))
         (aside,) = (tmp_path / CHECKPOINTS).glob("damaged-4-*")
-        # Orbax's abandoned reads may complain as well, whenever they are collected.
-        (message,) = (r.getMessage() for r in caplog.records if r.name.startswith("tclip"))
+        (message,) = own_messages(caplog)
         assert f"{broken} is damaged" in message
         assert "the checkpoint before is used" in message
         # The run saves that step again.

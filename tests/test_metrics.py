@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from logs import own_messages
 from tensorboardX.event_file_writer import EventsWriter
 
 from tclip.files import read_json_lines
@@ -123,7 +124,7 @@ def test_of_several_processes_one_writes(tmp_path, caplog):
             writer.write_eval(1, {"top1": 0.25})
         take(writer, 2, scalars(1.0))
         writer.flush()
-    assert not caplog.messages
+    assert not own_messages(caplog)
     assert not list(tmp_path.iterdir())
 
 
@@ -153,7 +154,7 @@ def test_where_there_is_no_terminal_every_row_is_a_line(tmp_path, caplog, monkey
         writer.flush()
         writer.write_eval(4, {"top1": 0.25})
         assert sys.stderr.getvalue() == ""
-    one, two, evaluation = caplog.messages
+    one, two, evaluation = own_messages(caplog)
     line = (
         r"step 2/4: loss 1.0000, \d+ samples/s, input wait [\d.]+%, goodput [\d.]+%, 0:00:0\d left"
     )
