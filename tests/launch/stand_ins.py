@@ -16,6 +16,18 @@ AWKWARD = (
     *("$HOME", "$(date)", "$$", "`date`", "kernel$", "back\\slash", "x;y&z|w#", "-n", "!a", "é"),
 )
 
+TRAIN = ("python", "-m", "launch.train", "--config=configs/shapes.py:teacher", "--workdir=/mnt/b/r")
+TPU = ("--name=run", "--zone=z")
+SLICE = (*TPU, "--accelerator-type=v5litepod-256")
+PACK = [
+    ["mkdir", "-p", "dist"],
+    [
+        *("tar", "-czf", "dist/tclip.tgz", "--exclude=__pycache__"),
+        *("README.md", "LICENSE", "pyproject.toml", "requirements.txt", "Dockerfile"),
+        *("configs", "launch", "tclip"),
+    ],
+]
+
 RECORDER = f"""#!{sys.executable} -ES
 import json, os, sys
 folder = os.path.dirname(sys.argv[0])
@@ -61,6 +73,12 @@ class StandIns:
         reply = {"word": word, "out": out, "code": code, "times": times}
         file.write_text(json.dumps([*json.loads(file.read_text()), reply]))
 
+    def states(self, *values: str) -> None:
+        """Has the slices be in these states, one a look; at last they stay in the last one."""
+        for value in values[:-1]:
+            self.reply("describe", f"{value}\n", times=1)
+        self.reply("describe", f"{values[-1]}\n")
+
     def calls(self) -> list[list[str]]:
         file = self.folder / "calls"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -83,6 +101,14 @@ def make_stand_ins(folder: Path) -> StandIns:
     folder.mkdir(parents=True)
     (folder / "replies").write_text("[]")
     return StandIns(folder)
+
+
+def make_recorders(folder: Path) -> StandIns:
+    """Of all that launchers call."""
+    programs = make_stand_ins(folder)
+    programs.record("gcloud", "xpk", "kubectl", "sbatch", "scancel", "scontrol", "squeue")
+    programs.record("mkdir", "tar", "sleep", "tail", "env")
+    return programs
 
 
 def printed_calls(output: str) -> list[list[str]]:
