@@ -10,6 +10,8 @@ from tclip.distributed import is_main, wait_for_all
 from tclip.files import write_whole
 
 BAD_BATCHES = "bad_batches.json"
+# Samples of a bad batch that are named: their names are read one after the other.
+NAMED = 256
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ class BadSteps:
         Args:
           limit: bad steps in a row that end the run.
           workdir: receives `BAD_BATCHES` then.
-          keys_of: gives the keys of the samples of a step.
+          keys_of: gives the keys of the first `NAMED` samples of a step.
         """
         self._limit, self._path, self._keys_of = limit, workdir / BAD_BATCHES, keys_of
         self._steps: list[int] = []
@@ -52,6 +54,7 @@ class BadSteps:
         wait_for_all("bad batches")
         raise FloatingPointError(
             f"loss or gradient were not finite at steps {', '.join(map(str, self._steps))} "
-            f"(train.max_bad_steps={self._limit}); their samples are in {self._path}{examples}; "
-            "the checkpoints before are kept: lower optim.lr or optim.grad_clip, or see the samples"
+            f"(train.max_bad_steps={self._limit}); their samples, at most {NAMED} of each, are in "
+            f"{self._path}{examples}; the checkpoints before are kept: lower optim.lr or "
+            "optim.grad_clip, or see the samples"
         )

@@ -21,7 +21,7 @@ from tclip import distributed, evals
 from tclip.checkpoint import Checkpoints, has_checkpoint
 from tclip.data import Tokenizer, View, batch_keys, open_source, train_batches
 from tclip.distributed import local_rows, main_says, put_rows, put_whole
-from tclip.divergence import BadSteps
+from tclip.divergence import NAMED, BadSteps
 from tclip.experiment import Experiment, check_resumable, read_experiment
 from tclip.files import write_whole
 from tclip.inference import Model
@@ -109,7 +109,7 @@ def take_steps(run: Run, workdir: Path, mesh: Mesh, started: float, stop: StopRe
     evaluate = make_evaluation(experiment, tokenizer, param_sharding)
 
     def keys_of(step: int) -> list[str]:
-        return batch_keys(data, config.batch_size, experiment.seed, step - 1)
+        return batch_keys(data, config.batch_size, experiment.seed, step - 1, NAMED)
 
     with Checkpoints(workdir, config.keep_last, config.best_metric) as checkpoints:
         # The state is born on the mesh, and stays there: every step consumes the one before it.

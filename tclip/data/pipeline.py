@@ -240,15 +240,16 @@ def train_batches(
     return batches(examples, len(rows), num_workers)
 
 
-def batch_keys(source: Source, batch_size: int, seed: int, batch: int) -> list[str]:
-    """Keys of the samples of a global batch of `train_batches`, in the order of its rows.
+def batch_keys(source: Source, batch_size: int, seed: int, batch: int, most: int) -> list[str]:
+    """Keys of the first `most` samples of a global batch of `train_batches`, in order of its rows.
 
-    Images are not decoded: of one that cannot be, the key is here, and not that of its substitute.
+    Each is read for it, one after the other. Images are not decoded: of one that cannot be, the key
+    is here, and not that of its substitute.
     """
     data = source if isinstance(source, Mixture) else mixture_of(source)
     order = SampleOrder(data.lengths, data.weights, seed)
     keys = []
-    for row in range(batch_size):
+    for row in range(min(most, batch_size)):
         _, number = order.at(batch * batch_size + row)
         try:
             keys.append(data[number].key)

@@ -154,10 +154,18 @@ def test_the_keys_of_a_batch_are_those_of_its_rows(tokenizer):
     source = Numbers(10, broken=(3,))
     batches = take(train_batches(source, View(CFG, tokenizer), 4, seed=2), 6)
     for number, batch in enumerate(batches):
-        keys = batch_keys(source, 4, seed=2, batch=number)
+        keys = batch_keys(source, 4, seed=2, batch=number, most=9)
         for key, shown, skipped in zip(keys, numbers_of(batch), batch["skipped"], strict=True):
             # Of a sample that gave way its own.
             assert key == ("n3" if skipped else f"n{shown}")
+
+
+def test_no_more_samples_are_read_than_are_named(monkeypatch):
+    source, read, get = Numbers(10), [], Numbers.__getitem__
+    monkeypatch.setattr(Numbers, "__getitem__", lambda s, i: read.append(i) or get(s, i))
+    keys = batch_keys(source, 8, seed=2, batch=1, most=3)
+    assert keys == [f"n{number}" for number in read]
+    assert len(read) == 3
 
 
 def test_nothing_but_bad_samples_is_an_error(tokenizer):
