@@ -1,4 +1,4 @@
-"""What two training runs are compared by."""
+"""Training runs of a tiny model: their configs, and what two of them are compared by."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,29 @@ from orbax.checkpoint import v1 as ocp
 
 from tclip.checkpoint import CHECKPOINTS
 from tclip.metrics import CLOCK_METRICS, read_metrics
+
+# One block a tower: most of the time of a short run is compilation.
+TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
+CONFIG = {
+    "model": {
+        "embed_dim": 32,
+        "vision": TOWER | {"image_size": 32, "patch_size": 8},
+        "text": TOWER | {"context_length": 16},
+    },
+    "preprocess": {"image_size": 32},
+    "optim": {"warmup_steps": 2},
+}
+
+
+def run_config(train_data: dict, **groups: dict) -> dict:
+    """The config of a run of the tiny model; `groups` are what else differs from the defaults."""
+    changed = {name: CONFIG.get(name, {}) | values for name, values in groups.items()}
+    return CONFIG | {"train_data": train_data} | changed
+
+
+def samples_in(folder: Path, index: str = "index") -> dict:
+    """The source of what `benchmark_folders.write_dataset` has written to folder/data."""
+    return {"source": f"wds:{folder}/data", "split": "test", "data_dir": str(folder / index)}
 
 
 def rows_of(workdir: Path, after: int = 0) -> list[dict]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from logs import own_messages
-from runs import assert_same_bits
+from runs import assert_same_bits, run_config, samples_in
 
 from tclip.checkpoint import load_trained
 from tclip.config import build
@@ -29,7 +29,6 @@ from tclip.trainer import train
 
 BATCH = 8
 GOOD = {"loss": 1.0, "grad_norm": 1.0}
-TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
@@ -130,29 +129,16 @@ def test_bad_steps_in_a_row_end_the_run_with_their_samples(tmp_path, caplog, nam
 def test_a_run_that_diverges_stops_and_keeps_what_was_good(tmp_path, caplog):
     samples = benchmark_folders.captioned()
     benchmark_folders.write_dataset(tmp_path / "data", samples, "retrieval")
-    experiment = build(
-        Experiment,
-        {
-            "model": {
-                "embed_dim": 32,
-                "vision": TOWER | {"image_size": 32, "patch_size": 8},
-                "text": TOWER | {"context_length": 16},
-            },
-            "train_data": {
-                "source": f"wds:{tmp_path / 'data'}",
-                "split": "test",
-                "data_dir": str(tmp_path / "index"),
-            },
-            "preprocess": {"image_size": 32},
-            # After the first update nothing is finite any more.
-            "optim": {"lr": 1e30, "warmup_steps": 0},
-            "train": {
-                "steps": 9,
-                "batch_size": 8,
-                "log_every": 1,
-                "checkpoint_every": 1,
-                "max_bad_steps": 3,
-            },
+    config = run_config(
+        samples_in(tmp_path),
+        # After the first update nothing is finite any more.
+        optim={"lr": 1e30, "warmup_steps": 0},
+        train={
+            "steps": 9,
+            "batch_size": 8,
+            "log_every": 1,
+            "checkpoint_every": 1,
+            "max_bad_steps": 3,
         },
     )
     run = tmp_path / "run"
@@ -160,7 +146,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(tmp_path, caplog):
         caplog.at_level(logging.WARNING, "tclip.divergence"),
         pytest.raises(FloatingPointError, match="not finite at steps 2, 3, 4 "),
     ):
-        train(experiment, run)
+        train(build(Experiment, config), run)
     assert [message.partition(":")[0] for message in own_messages(caplog)] == [
         f"step {step} is skipped" for step in (2, 3, 4)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import benchmark_folders
 import processes
 import pytest
-from runs import assert_same_bits, rows_of, state_of
+from runs import assert_same_bits, rows_of, run_config, samples_in, state_of
 
 from launch.cli import LOST
 from tclip.checkpoint import CHECKPOINTS
@@ -19,7 +19,6 @@ from tclip.preemption import EXIT_CODE, Preempted, StopRequests
 
 STEPS = 60
 SAVED_EVERY = 4
-TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 
 # The command itself for one folder after another, with a pause in every step.
 PROGRAM = """
@@ -65,36 +64,22 @@ run(train.main)
 """
 
 
-def make_config(folder: Path) -> dict:
-    return {
-        "model": {
-            "embed_dim": 32,
-            "vision": TOWER | {"image_size": 32, "patch_size": 8},
-            "text": TOWER | {"context_length": 16},
-        },
-        "train_data": {
-            "source": f"wds:{folder / 'data'}",
-            "split": "test",
-            "data_dir": str(folder / "index"),
-        },
-        "preprocess": {"image_size": 32},
-        "optim": {"warmup_steps": 2},
-        "train": {
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("preemption")
+    benchmark_folders.write_dataset(folder / "data", benchmark_folders.captioned(), "retrieval")
+    values = run_config(
+        samples_in(folder),
+        train={
             "steps": STEPS,
             "batch_size": 4,
             "log_every": 1,
             "eval_every": STEPS,
             "checkpoint_every": SAVED_EVERY,
         },
-    }
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("preemption")
-    benchmark_folders.write_dataset(folder / "data", benchmark_folders.captioned(), "retrieval")
+    )
     text = "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict("
-    (folder / "config.py").write_text(f"{text}{make_config(folder)!r})\n")
+    (folder / "config.py").write_text(f"{text}{values!r})\n")
     return folder / "config.py"
 
 

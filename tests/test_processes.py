@@ -11,7 +11,7 @@ import numpy as np
 import processes
 import pytest
 import tiny
-from runs import assert_same_bits, rows_of, state_of
+from runs import assert_same_bits, rows_of, run_config, samples_in, state_of
 
 from tclip.checkpoint import CHECKPOINTS
 
@@ -19,7 +19,6 @@ STEPS = 6
 SAVED = 3
 # Sums over the devices of several processes, and of another mesh, are in another order.
 TOLERANCE = 1e-5
-TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 
 # What others than process 0 see of a workdir may be out of date.
 TRAIN = """
@@ -98,23 +97,16 @@ restore()
 
 def make_config(folder: Path, cache: Path, **mesh: int) -> dict:
     """Distillation from stored embeddings into a ternary student, with an evaluation."""
-    index = str(folder / f"index_of_{cache.name}")
-    source = {"source": f"wds:{folder / 'data'}", "split": "test", "data_dir": index}
-    return {
-        "model": {
-            "embed_dim": 32,
-            "vision": TOWER | {"image_size": 32, "patch_size": 8},
-            "text": TOWER | {"context_length": 16},
-        },
-        "train_data": source,
-        "preprocess": {"image_size": 32},
-        "quant": {"policy": "ffn"},
-        "teacher": {"path": str(folder / "teacher"), "cache": str(cache)},
-        "loss": {"similarity_weight": 1.0},
+    source = samples_in(folder, f"index_of_{cache.name}")
+    return run_config(
+        source,
+        quant={"policy": "ffn"},
+        teacher={"path": str(folder / "teacher"), "cache": str(cache)},
+        loss={"similarity_weight": 1.0},
         # A gradient that is zero but for rounding, such as that of the keys' biases, moves nothing.
-        "optim": {"warmup_steps": 2, "ema_decay": 0.9, "eps": 1e-4},
-        "mesh": mesh,
-        "train": {
+        optim={"ema_decay": 0.9, "eps": 1e-4},
+        mesh=mesh,
+        train={
             "steps": STEPS,
             "batch_size": 8,
             "log_every": 1,
@@ -122,8 +114,8 @@ def make_config(folder: Path, cache: Path, **mesh: int) -> dict:
             "checkpoint_every": SAVED,
             "keep_last": 2,
         },
-        "eval": {"data": source, "batch_size": 8},
-    }
+        eval={"data": source, "batch_size": 8},
+    )
 
 
 def cut(workdir: Path, copy: Path) -> Path:

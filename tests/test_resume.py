@@ -9,40 +9,29 @@ from pathlib import Path
 import benchmark_folders
 import faults
 import pytest
-from runs import assert_same_bits, rows_of, state_of
+from runs import assert_same_bits, rows_of, run_config, samples_in, state_of
 
 from tclip.preemption import EXIT_CODE
 
 STEPS = 80
 KILLS = 30
 SEED = 7
-TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
 
 
 def make_config(folder: Path) -> dict:
     """Everything that has a state: ternary weights, the optimiser, a moving average, the data."""
-    return {
-        "model": {
-            "embed_dim": 32,
-            "vision": TOWER | {"image_size": 32, "patch_size": 8},
-            "text": TOWER | {"context_length": 16},
-        },
-        "train_data": {
-            "source": f"wds:{folder / 'data'}",
-            "split": "test",
-            "data_dir": str(folder / "index"),
-        },
-        "preprocess": {"image_size": 32},
-        "quant": {"policy": "ffn"},
-        "optim": {"warmup_steps": 2, "ema_decay": 0.9},
-        "train": {
+    return run_config(
+        samples_in(folder),
+        quant={"policy": "ffn"},
+        optim={"ema_decay": 0.9},
+        train={
             "steps": STEPS,
             "batch_size": 8,
             "log_every": 1,
             "eval_every": STEPS,
             "checkpoint_every": 2,
         },
-    }
+    )
 
 
 def train(config: dict, workdir: Path, cache: Path, kills: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import TOWER, run_config
 
 from tclip import trainer
 from tclip.cache_teacher import cache_teacher
@@ -26,13 +27,6 @@ from tclip.sharding import batch_sharding, make_mesh
 from tclip.trainer import train
 
 STEPS = 12
-# One block a tower: most of the time of these tests is compilation.
-TOWER = {"width": 32, "heads": 2, "mlp_dim": 64, "layers": 1}
-MODEL = {
-    "embed_dim": 32,
-    "vision": TOWER | {"image_size": 32, "patch_size": 8},
-    "text": TOWER | {"context_length": 16},
-}
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +36,16 @@ def data_dir(tmp_path_factory) -> str:
 
 def make_experiment(data_dir: str, **groups) -> Experiment:
     """A tiny run of 12 steps; `groups` maps the groups of the config to what is different."""
-    source = {"source": "shapes:tiny", "data_dir": data_dir}
-    values = {
-        "model": MODEL,
-        "train_data": source,
-        "preprocess": {"image_size": 32},
-        "optim": {"warmup_steps": 2},
-        "train": {
-            "steps": STEPS,
-            "batch_size": 16,
-            "log_every": 2,
-            "eval_every": 8,
-            "checkpoint_every": 4,
-        },
+    schedule = {
+        "steps": STEPS,
+        "batch_size": 16,
+        "log_every": 2,
+        "eval_every": 8,
+        "checkpoint_every": 4,
     }
-    for group, changes in groups.items():
-        values[group] = values.get(group, {}) | changes
-    return build(Experiment, values)
+    groups["train"] = schedule | groups.get("train", {})
+    source = {"source": "shapes:tiny", "data_dir": data_dir}
+    return build(Experiment, run_config(source, **groups))
 
 
 def with_evaluation(data_dir: str) -> Experiment:
