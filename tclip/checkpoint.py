@@ -231,11 +231,11 @@ def _unreadable(path: Path, error: Exception, abstract: Any, partial: bool) -> C
     """What the error of `_load` comes from."""
     while error.__cause__:
         error = error.__cause__
+    # Of tensorstore, or of the code that reads the text files and compares shapes.
+    of_bytes = isinstance(error, (ValueError, LookupError, TypeError, FileNotFoundError))
     code = CODE.match(str(error))
-    if code:
-        of_bytes = code[1] in DAMAGE
-    else:  # from the code that reads the text files, or compares shapes
-        of_bytes = isinstance(error, (ValueError, LookupError, TypeError, FileNotFoundError))
+    if code and code[1] not in DAMAGE:
+        of_bytes = False
     if not of_bytes or not os.path.exists(path):
         return CheckpointError(
             f"{path} cannot be read, and stays as it is; run the command again: "

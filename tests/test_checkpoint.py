@@ -1,5 +1,6 @@
 """Saving and restoring: exact, all or nothing, on any mesh."""
 
+import dataclasses
 import errno
 import resource
 import shutil
@@ -8,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from logs import own_messages
 from orbax.checkpoint import v1 as ocp
 
 from tclip.checkpoint import CHECKPOINTS, CheckpointError, Checkpoints, has_checkpoint, load_trained
 from tclip.config import build
-from tclip.experiment import Experiment, write_experiment
+from tclip.experiment import Experiment, TeacherConfig, write_experiment
+from tclip.losses import LossConfig
 from tclip.models import architecture
+from tclip.optim import OptimConfig
+from tclip.program import make_program
 from tclip.sharding import MeshConfig, make_mesh, placed, state_shardings
 from tclip.state import TrainState
 
@@ -219,12 +224,38 @@ def test_a_checkpoint_of_another_shape_is_no_damage(tmp_path):
     assert [path.name for path in sorted((tmp_path / CHECKPOINTS).iterdir())] == ["3", "4"]
 
 
+def test_the_arrays_of_a_whole_run_are_found_by_name(tmp_path):
+    """So that damage, which is looked for first, is not taken for another shape."""
+    experiment = Experiment(
+        model=tiny.config(),
+        preprocess=tiny.PREPROCESS,
+        quant=tiny.POLICY,
+        teacher=TeacherConfig("teacher"),
+        loss=LossConfig(embedding_weight=1.0),
+        optim=OptimConfig(ema_decay=0.9),
+    )
+    teacher = dataclasses.replace(tiny.config(), embed_dim=16)
+    state = make_program(experiment, teacher, make_mesh(MeshConfig(data=1))).init(None)
+    with Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints:
+        checkpoints.save(4, state, None)
+    data = [*(tmp_path / CHECKPOINTS).glob("4/state/ocdbt.process_0/d/*")]
+    assert data
+    for path in data:
+        cut(path)
+    with (
+        Checkpoints(tmp_path, keep_last=1, best_metric="x") as checkpoints,
+        pytest.raises(CheckpointError, match="/4 is damaged"),
+    ):
+        checkpoints.restore(abstract(state, devices=1))
+
+
 @pytest.mark.parametrize(
     "reason",
     [
         PermissionError(errno.EACCES, "Permission denied"),
         # As tensorstore has it.
         ValueError("UNAVAILABLE: Error opening local file: Input/output error"),
+        RuntimeError("INVALID_ARGUMENT: no device for the output"),
     ],
     ids=lambda reason: type(reason).__name__,
 )
