@@ -9,7 +9,10 @@ from typing import Any
 
 HEARTBEAT_SECONDS = 10
 PRELUDE = f"""
-import json, sys
+import json, os, sys
+# For the program alone: Gloo's threads report their connections there, all at once.
+sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
 from tclip import distributed
 coordinator, count, number, arguments = json.loads(sys.argv[1])
 if coordinator:
@@ -61,11 +64,7 @@ def run(program: str, arguments: Any, processes: int, devices: int) -> list[str]
     ended = finish(start(program, arguments, processes, devices))
     for code, _, messages in ended:
         assert code == 0, messages[-5000:]
-    # Gloo reports its connections on the standard output.
-    return [
-        "".join(line for line in output.splitlines(True) if not line.startswith("[Gloo]"))
-        for _, output, _ in ended
-    ]
+    return [output for _, output, _ in ended]
 
 
 def free_port() -> int:
