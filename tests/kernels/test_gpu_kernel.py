@@ -25,7 +25,7 @@ from problems import (
 )
 
 from tclip.kernels import ternary_matmul
-from tclip.kernels.ternary_matmul import api, gpu
+from tclip.kernels.ternary_matmul import api, gpu, gpu_blocks
 from tclip.quant import TernaryTensor, pack
 
 KERNEL = functools.partial(ternary_matmul, implementation="pallas_gpu")
@@ -96,25 +96,80 @@ def test_any_shape(data):
     check(run(x, w, activations=activations), x, rounded @ w64, magnitude)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+@pytest.mark.parametrize("tile", gpu_blocks.TILES, ids=str)
+def test_every_tile_up_to_the_edges(monkeypatch, tile, dtype):
+    monkeypatch.setattr(gpu_blocks, "TILES", (tile,))
+    m, k, n = tile.rows + 3, 2 * 16 * tile.words + 20, tile.columns + 5
+    if dtype == jnp.bfloat16:
+        x, w, expected, magnitude = problem((m,), k, n, (1, n), dtype)
+        check(run(x, w), x, expected, magnitude)
+    else:
+        codes = np.random.default_rng(0).integers(-1, 2, (k, n)).astype(np.int8)
+        x = integer_rows((m, k))
+        w = TernaryTensor(pack(codes), jnp.ones((1, 1)), k)
+        y = run(jnp.asarray(x, jnp.float32), w, activations="int8")
+        np.testing.assert_array_equal(y, x @ codes.astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("k", "scale_blocks", "steps", "together", "splits"),
+    [
+        (512, 1, 2, 1, 4),
+        (512, 1, 3, 1, 3),  # the last has a step too many
+        (500, 1, 3, 1, 3),  # and K ends within a step
+        (768, 3, 4, 1, 1),
+        (768, 3, 3, 1, 2),  # the second has two steps too many, which are of another K-block
+        (1024, 4, 4, 2, 1),
+        (1024, 4, 4, 4, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_way_to_divide_k(monkeypatch, k, scale_blocks, steps, together, splits, dtype):
+    parts = scale_blocks // together * splits
+    blocks = gpu_blocks.Blocks(gpu_blocks.TILES[-1], 4, steps, together, splits, parts)
+    monkeypatch.setattr(gpu, "choose_blocks", lambda *_: blocks)
+    x, w, expected, magnitude = problem((3,), k, 70, (scale_blocks, 70), dtype)
+    check(run(x, w), x, expected, magnitude)
+
+
 @given(
-    st.integers(1, 300),
+    st.integers(1, 4000),
     st.integers(1, 20_000),
     st.integers(1, 9000),
-    st.sampled_from([jnp.bfloat16, jnp.int8]),
+    st.integers(1, 4),
+    st.sampled_from([16, 8]),
 )
-def test_programs_share_k_without_gap_or_waste(m, k, n, dtype):
-    config = gpu.choose_config(m, k, n, 1, dtype)
-    share = config.steps * config.words
-    assert (config.splits - 1) * share < config.words_in_block <= config.splits * share
-    loaded = config.rows * config.words * 16 * jnp.dtype(dtype).itemsize
-    loaded += config.words * gpu.COLUMNS * 4
-    assert config.stages * loaded <= 99 * 1024
+def test_programs_share_k_without_gap_or_waste(m, k, n, scale_blocks, bits):
+    k = k if scale_blocks == 1 else gpu_blocks.BLOCK * (1 + k // 1000) * scale_blocks
+    blocks = gpu_blocks.choose_blocks((m, k, n), scale_blocks, bits)
+    words_in_block = -(-k // (16 * scale_blocks))
+    share = blocks.steps * blocks.words
+    assert (blocks.splits - 1) * share < words_in_block <= blocks.splits * share
+    assert blocks.parts * blocks.scale_blocks == scale_blocks * blocks.splits
+    if blocks.scale_blocks > 1:
+        assert words_in_block == share
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("tile", gpu_blocks.TILES, ids=str)
+def test_what_is_loaded_ahead_fits_shared_memory(monkeypatch, tile, bits):
+    monkeypatch.setattr(gpu_blocks, "TILES", (tile,))
+    words = gpu_blocks.choose_blocks((4096, 4096, 4096), 1, bits).words
+    loaded = tile.rows * words * 16 * bits // 8 + words * tile.columns * 4
+    assert gpu.STAGES * loaded <= 99 * 1024
 
 
 def test_large_products_of_one_row_fill_a_gpu():
     for size in (4096, 8192):
-        config = gpu.choose_config(1, size, size, 1, jnp.bfloat16)
-        assert pl.cdiv(size, gpu.COLUMNS) * config.splits >= 132
+        blocks = gpu_blocks.choose_blocks((1, size, size), 1, 16)
+        assert size // blocks.tile.columns * blocks.parts >= gpu_blocks.MULTIPROCESSORS
+
+
+@pytest.mark.parametrize("rows", [1576, 3152])
+@pytest.mark.parametrize("n", [768, 3072])
+def test_sums_of_many_rows_stay_in_the_kernel(rows, n):
+    assert gpu_blocks.choose_blocks((rows, 768, n), 1, 16).parts == 1
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])

@@ -1,0 +1,110 @@
+"""How the GPU kernel divides a product among programs.
+
+The costs are those of an H100. They are derived from the kernel's machine code and the peaks of the
+card, and not measured: they have to tell which tile is faster, not by how much.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from tclip.quant.packing import CODES_PER_WORD
+
+MULTIPROCESSORS = 132
+# Of sums that several programs write and one reads back: what a byte takes, and the start of that
+# program, in cycles.
+A_BYTE, START = 1 / 3100, 1800
+# A K-block of scales has a multiple of so many rows: whole steps, where several are added up.
+BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """What a program multiplies, rows of x by columns of the weight, and how.
+
+    Attributes:
+      warps: of the program; tensor cores of that generation take 64 columns for each four.
+      words: rows of words in a step, of 16-bit activations. Smaller tiles have more, so that as
+        much is under way; the three steps that are loaded ahead fit the 99 kB of shared memory of
+        the smaller cards.
+      alone: cycles that 64 inputs take where a multiprocessor has no other program, so that
+        loading, unpacking and multiplying follow each other.
+      among: where others run meanwhile: what its tensor cores, its integer units or its share of
+        the L2 cache's bandwidth take, whichever is most.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    words: int
+    alone: int
+    among: int
+
+
+TILES = (
+    Tile(rows=128, columns=128, warps=8, words=4, alone=870, among=770),
+    Tile(rows=64, columns=128, warps=8, words=8, alone=530, among=430),
+    Tile(rows=64, columns=64, warps=4, words=8, alone=310, among=380),
+    Tile(rows=32, columns=64, warps=4, words=16, alone=200, among=210),
+    Tile(rows=16, columns=64, warps=4, words=16, alone=170, among=130),
+    Tile(rows=16, columns=64, warps=4, words=32, alone=150, among=130),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A tile, and who adds up what along K.
+
+    Attributes:
+      words: rows of words in a step.
+      steps: of a program in a K-block of scales.
+      scale_blocks: K-blocks that a program adds up, each whole if there are several.
+      splits: programs that share a K-block.
+      parts: programs along K, each of which writes what it has added up.
+    """
+
+    tile: Tile
+    words: int
+    steps: int
+    scale_blocks: int
+    splits: int
+    parts: int
+
+
+def choose_blocks(shape: tuple[int, int, int], scale_blocks: int, bits: int) -> Blocks:
+    """The blocks that cost least.
+
+    Args:
+      shape: M, K and N of [M, K] @ [K, N].
+      scale_blocks: scales along K.
+      bits: of an element of x.
+    """
+    return min(_candidates(shape[1], scale_blocks, bits), key=lambda blocks: _cost(shape, blocks))
+
+
+def _candidates(k: int, scale_blocks: int, bits: int) -> Iterator[Blocks]:
+    """Every tile, with K in parts of at least two steps."""
+    words_in_block = math.ceil(k / CODES_PER_WORD / scale_blocks)
+    for tile in TILES:
+        words = min(tile.words * 16 // bits, 32)
+        if scale_blocks > 1:
+            words = min(words, BLOCK // CODES_PER_WORD)
+        steps = math.ceil(words_in_block / words)
+        for splits in range(1, max(steps // 2, 1) + 1):
+            share = math.ceil(steps / splits)
+            splits = math.ceil(steps / share)
+            yield Blocks(tile, words, share, 1, splits, scale_blocks * splits)
+        for together in range(2, scale_blocks + 1):
+            if scale_blocks % together == 0:
+                yield Blocks(tile, words, steps, together, 1, scale_blocks // together)
+
+
+def _cost(shape: tuple[int, int, int], blocks: Blocks) -> float:
+    """Cycles that a product takes, but for those that all blocks have in common."""
+    m, _, n = shape
+    tile = blocks.tile
+    programs = math.ceil(m / tile.rows) * math.ceil(n / tile.columns) * blocks.parts
+    inputs = blocks.scale_blocks * blocks.steps * blocks.words * CODES_PER_WORD
+    cycles = inputs / 64 * max(tile.alone, math.ceil(programs / MULTIPROCESSORS) * tile.among)
+    # Written and read in 4 bytes.
+    return cycles if blocks.parts == 1 else cycles + START + 8 * blocks.parts * m * n * A_BYTE
