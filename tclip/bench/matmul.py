@@ -21,13 +21,16 @@ from tclip.bench.tpu_schedule import BATCHES, LAYERS
 from tclip.chips import chip_of
 from tclip.kernels import ternary_matmul
 from tclip.kernels.int8 import quantize_rows
+from tclip.kernels.ternary_matmul import gpu, gpu_blocks
 from tclip.quant import TernaryTensor, pack
 from tclip.tables import markdown_table, percent
 
 SQUARES = [(4096, 4096), (8192, 8192)]
 # Chips without an int8 matrix unit; the others multiply int8 at twice the rate of bfloat16.
 NO_INT8 = ("v4", "tpu7x")
+DENSE = ("dense bfloat16", "dense int8")
 ALONE = "loop alone"
+TILES = {tile.name: tile for tile in gpu_blocks.TILES}
 
 
 def run(
@@ -35,14 +38,18 @@ def run(
         "768x3072,3072x768"
     ),
     rows: Annotated[str, "M, by commas; 'all': from a token to 128 images"] = "1,8,77,197",
-    implementations: Annotated[str, "of ternary_matmul, by commas; 'default': its choice"] = (
-        "default"
-    ),
+    implementations: Annotated[
+        str, "of ternary_matmul, by commas; 'default': its choice, 'tiles': each of its GPU kernel"
+    ] = "default",
     weights: Annotated[int, "that take turns, of each shape"] = 4,
     passes: Annotated[int, "over these weights in a timed loop"] = 2,
     repeats: Annotated[int, "timings of each product, in turn"] = 5,
 ) -> dict[str, Any]:
     """Times bfloat16 x [M, K] by w [K, N]: dense in bfloat16 and int8, ternary with either.
+
+    What to choose for how many rows is in the second table that it prints. With
+    `implementations=default,pallas_gpu,xla` it says from where on `MOST_ROWS` should leave products
+    to XLA, with `default,tiles` what the costs in `gpu_blocks.TILES` should be.
 
     Returns:
       The device, and by MxKxN and product: median and range of its microseconds, the median of its
@@ -52,18 +59,19 @@ def run(
     device = jax.devices()[0].device_kind
     figures = {}
     for m, k, n in sizes(shapes, rows):
-        programs = _programs(m, k, n, implementations.split(","), weights, passes)
+        programs = _programs(m, k, n, _names(implementations), weights, passes)
         timers = {name: functools.partial(seconds_of, p) for name, p in programs.items()}
         seconds = {
             name: [total / (weights * passes) for total in totals]
             for name, totals in in_turn(timers, repeats).items()
         }
         figures[f"{m}x{k}x{n}"] = {
-            name: _summary(times, seconds["dense bfloat16"], roofline(device, (m, k, n), name))
+            name: _summary(times, seconds[DENSE[0]], roofline(device, (m, k, n), name))
             for name, times in seconds.items()
         }
     print(f"{device}, {weights} weights in turn, {passes} passes, {repeats} timings of each")
     print(_table(figures))
+    print(_comparison(figures))
     return {"device": device, "weights": weights, "passes": passes, "products": figures}
 
 
@@ -90,6 +98,11 @@ def roofline(device: str, shape: tuple[int, int, int], name: str) -> float | Non
     return chip.devices * max(2 * m * k * n / flops, traffic / chip.hbm_bandwidth)
 
 
+def _names(implementations: str) -> list[str]:
+    tiles = ",".join(TILES)
+    return implementations.replace("tiles", tiles).split(",")
+
+
 def _numbers(text: str, separator: str) -> list[int]:
     return [int(number) for number in text.split(separator)]
 
@@ -105,18 +118,24 @@ def _programs(
     dense = [c.astype(jnp.bfloat16) for c in codes]
     packed = [TernaryTensor(pack(c), jnp.full((1, n), k**-0.5), k) for c in codes]
     programs = {
-        "dense bfloat16": _loop(jnp.matmul, x, dense, passes),
-        "dense int8": _loop(functools.partial(_int8_product, scale), q, codes, passes),
+        DENSE[0]: _loop(jnp.matmul, x, dense, passes),
+        DENSE[1]: _loop(functools.partial(_int8_product, scale), q, codes, passes),
     }
     for name in implementations:
-        implementation = None if name == "default" else name
         for activations in ("native", "int8"):
-            product = functools.partial(
-                ternary_matmul, activations=activations, implementation=implementation
-            )
+            product = functools.partial(_ternary_product, name, activations)
             programs[f"ternary {activations}, {name}"] = _loop(product, x, packed, passes)
     programs[ALONE] = _loop(lambda x, _: x[:, :1], x, packed, passes)
     return programs
+
+
+def _ternary_product(name: str, activations: str, x: jax.Array, w: TernaryTensor) -> jax.Array:
+    """By an implementation, the default one, or a tile of the GPU kernel."""
+    if name not in TILES:
+        implementation = None if name == "default" else name
+        return ternary_matmul(x, w, activations=activations, implementation=implementation)
+    options = {"rows": w.rows, "activations": activations, "activation": None}
+    return gpu.matmul(x, w.words, w.scale, None, **options, tiles=(TILES[name],))
 
 
 def _int8_product(scale: jax.Array, q: jax.Array, w: jax.Array) -> jax.Array:
@@ -165,3 +184,18 @@ def _table(figures: dict[str, dict[str, dict]]) -> str:
             reached = "" if of["roofline"] is None else percent(of["roofline"])
             rows.append((f"{size} {name}", *times, f"{of['ratio']:.3f}", reached))
     return markdown_table(header, rows)
+
+
+def _comparison(figures: dict[str, dict[str, dict]]) -> str:
+    """The ratios to dense bfloat16 side by side, and the least with either kind of activations."""
+    kinds = ("native", "int8")
+    names = [name for name in next(iter(figures.values())) if name not in (*DENSE, ALONE)]
+    rows = []
+    for size, products in figures.items():
+        ratios = {name: products[name]["ratio"] for name in names}
+        fastest = (
+            min((n for n in names if n.startswith(f"ternary {kind}")), key=ratios.get)
+            for kind in kinds
+        )
+        rows.append((size, *(f"{ratio:.2f}" for ratio in ratios.values()), *fastest))
+    return markdown_table(("/ dense bfloat16", *names, *(f"fastest {k}" for k in kinds)), rows)

@@ -55,6 +55,15 @@ def run(x, w, **options):
         return jax.jit(functools.partial(KERNEL, **options))(x, w)
 
 
+def run_tile(tile, x, w, activations="native"):
+    def product(x, w):
+        options = {"rows": w.rows, "activations": activations, "activation": None}
+        return gpu.matmul(x, w.words, w.scale, None, **options, tiles=(tile,))
+
+    with interpreted():
+        return jax.jit(product)(x, w)
+
+
 SHAPES = [
     ((1, 1, 1), ()),
     ((17, 588, 130), (1, 130)),
@@ -97,18 +106,17 @@ def test_any_shape(data):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
-@pytest.mark.parametrize("tile", gpu_blocks.TILES, ids=str)
-def test_every_tile_up_to_the_edges(monkeypatch, tile, dtype):
-    monkeypatch.setattr(gpu_blocks, "TILES", (tile,))
+@pytest.mark.parametrize("tile", gpu_blocks.TILES, ids=lambda tile: tile.name)
+def test_every_tile_up_to_the_edges(tile, dtype):
     m, k, n = tile.rows + 3, 2 * 16 * tile.words + 20, tile.columns + 5
     if dtype == jnp.bfloat16:
         x, w, expected, magnitude = problem((m,), k, n, (1, n), dtype)
-        check(run(x, w), x, expected, magnitude)
+        check(run_tile(tile, x, w), x, expected, magnitude)
     else:
         codes = np.random.default_rng(0).integers(-1, 2, (k, n)).astype(np.int8)
         x = integer_rows((m, k))
         w = TernaryTensor(pack(codes), jnp.ones((1, 1)), k)
-        y = run(jnp.asarray(x, jnp.float32), w, activations="int8")
+        y = run_tile(tile, jnp.asarray(x, jnp.float32), w, activations="int8")
         np.testing.assert_array_equal(y, x @ codes.astype(np.int64))
 
 
@@ -142,7 +150,7 @@ def test_every_way_to_divide_k(monkeypatch, k, scale_blocks, steps, together, sp
 )
 def test_programs_share_k_without_gap_or_waste(m, k, n, scale_blocks, bits):
     k = k if scale_blocks == 1 else gpu_blocks.BLOCK * (1 + k // 1000) * scale_blocks
-    blocks = gpu_blocks.choose_blocks((m, k, n), scale_blocks, bits)
+    blocks = gpu_blocks.choose_blocks((m, k, n), scale_blocks, bits, gpu_blocks.TILES)
     words_in_block = -(-k // (16 * scale_blocks))
     share = blocks.steps * blocks.words
     assert (blocks.splits - 1) * share < words_in_block <= blocks.splits * share
@@ -152,24 +160,23 @@ def test_programs_share_k_without_gap_or_waste(m, k, n, scale_blocks, bits):
 
 
 @pytest.mark.parametrize("bits", [16, 8])
-@pytest.mark.parametrize("tile", gpu_blocks.TILES, ids=str)
-def test_what_is_loaded_ahead_fits_shared_memory(monkeypatch, tile, bits):
-    monkeypatch.setattr(gpu_blocks, "TILES", (tile,))
-    words = gpu_blocks.choose_blocks((4096, 4096, 4096), 1, bits).words
+@pytest.mark.parametrize("tile", gpu_blocks.TILES, ids=lambda tile: tile.name)
+def test_what_is_loaded_ahead_fits_shared_memory(tile, bits):
+    words = gpu_blocks.choose_blocks((4096, 4096, 4096), 1, bits, (tile,)).words
     loaded = tile.rows * words * 16 * bits // 8 + words * tile.columns * 4
     assert gpu.STAGES * loaded <= 99 * 1024
 
 
 def test_large_products_of_one_row_fill_a_gpu():
     for size in (4096, 8192):
-        blocks = gpu_blocks.choose_blocks((1, size, size), 1, 16)
+        blocks = gpu_blocks.choose_blocks((1, size, size), 1, 16, gpu_blocks.TILES)
         assert size // blocks.tile.columns * blocks.parts >= gpu_blocks.MULTIPROCESSORS
 
 
 @pytest.mark.parametrize("rows", [1576, 3152])
 @pytest.mark.parametrize("n", [768, 3072])
 def test_sums_of_many_rows_stay_in_the_kernel(rows, n):
-    assert gpu_blocks.choose_blocks((rows, 768, n), 1, 16).parts == 1
+    assert gpu_blocks.choose_blocks((rows, 768, n), 1, 16, gpu_blocks.TILES).parts == 1
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])

@@ -22,13 +22,12 @@ from jax.sharding import AbstractDevice
 
 from tclip.kernels.int8 import LARGEST, quantize_rows
 from tclip.kernels.manual_axes import split_by_compiler, vary_together
-from tclip.kernels.ternary_matmul.gpu_blocks import BLOCK, choose_blocks
+from tclip.kernels.ternary_matmul.gpu_blocks import BLOCK, TILES, Tile, choose_blocks
 from tclip.kernels.ternary_matmul.gpu_kernel import (
     FORMATS,
     Config,
     finish,
     ternary_matmul_kernel,
-    unpacking,
 )
 from tclip.kernels.ternary_matmul.parts import float32_is_exact
 from tclip.quant.groups import expand
@@ -83,8 +82,9 @@ def matmul(
     rows: int,
     activations: str,
     activation: str | None,
+    tiles: tuple[Tile, ...] = TILES,
 ) -> jax.Array:
-    """`activation(x @ w + bias)`; see `ternary_matmul`.
+    """`activation(x @ w + bias)`, in one of the tiles; see `ternary_matmul`.
 
     Native float32 activations are multiplied as two bfloat16 terms, more precisely than TF32, or as
     three, exactly, if `jax.default_matmul_precision` asks for it.
@@ -100,7 +100,7 @@ def matmul(
     config = Config(
         shape=shape,
         terms=len(terms),
-        blocks=choose_blocks(shape, scale.shape[0], 8 * terms[0].dtype.itemsize),
+        blocks=choose_blocks(shape, scale.shape[0], 8 * terms[0].dtype.itemsize, tiles),
         activation=activation,
         dtype=x_MxK.dtype,
     )
@@ -137,7 +137,6 @@ def _call(config: Config, operands: dict[str, jax.Array | None]) -> jax.Array:
     """The result [1, M, N] in its dtype, or before what follows the sum float32 [parts, M, N]."""
     m, _, n = config.shape
     tile, parts = config.blocks.tile, config.blocks.parts
-    operands |= {"unpacking": unpacking(operands["x"].dtype)}
     operands = dict(zip(operands, vary_together(*operands.values()), strict=True))
     return pl.pallas_call(
         functools.partial(ternary_matmul_kernel, config),

@@ -40,6 +40,10 @@ class Tile:
     alone: int
     among: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.words}"
+
 
 TILES = (
     Tile(rows=128, columns=128, warps=8, words=4, alone=870, among=770),
@@ -71,21 +75,25 @@ class Blocks:
     parts: int
 
 
-def choose_blocks(shape: tuple[int, int, int], scale_blocks: int, bits: int) -> Blocks:
+def choose_blocks(
+    shape: tuple[int, int, int], scale_blocks: int, bits: int, tiles: tuple[Tile, ...]
+) -> Blocks:
     """The blocks that cost least.
 
     Args:
       shape: M, K and N of [M, K] @ [K, N].
       scale_blocks: scales along K.
       bits: of an element of x.
+      tiles: to choose from.
     """
-    return min(_candidates(shape[1], scale_blocks, bits), key=lambda blocks: _cost(shape, blocks))
+    candidates = _candidates(shape[1], scale_blocks, bits, tiles)
+    return min(candidates, key=lambda blocks: _cost(shape, blocks))
 
 
-def _candidates(k: int, scale_blocks: int, bits: int) -> Iterator[Blocks]:
+def _candidates(k: int, scale_blocks: int, bits: int, tiles: tuple[Tile, ...]) -> Iterator[Blocks]:
     """Every tile, with K in parts of at least two steps."""
     words_in_block = math.ceil(k / CODES_PER_WORD / scale_blocks)
-    for tile in TILES:
+    for tile in tiles:
         words = min(tile.words * 16 // bits, 32)
         if scale_blocks > 1:
             words = min(words, BLOCK // CODES_PER_WORD)
