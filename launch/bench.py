@@ -17,6 +17,7 @@ from launch.cli import run
 
 BENCHMARKS = (
     "encoder",
+    "gpu_schedule",
     "index",
     "input_wait",
     "loader",

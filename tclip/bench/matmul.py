@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tclip.bench.gpu_schedule import tile_product
 from tclip.bench.timing import in_turn, seconds_of
 from tclip.bench.tpu_schedule import BATCHES, LAYERS
 from tclip.chips import chip_of
 from tclip.kernels import ternary_matmul
 from tclip.kernels.int8 import quantize_rows
-from tclip.kernels.ternary_matmul import gpu, gpu_blocks
+from tclip.kernels.ternary_matmul import gpu_blocks
 from tclip.quant import TernaryTensor, pack
 from tclip.tables import markdown_table, percent
 
@@ -71,7 +72,7 @@ def run(
         }
     print(f"{device}, {weights} weights in turn, {passes} passes, {repeats} timings of each")
     print(_table(figures))
-    print(_comparison(figures))
+    print(f"\n{_comparison(figures)}")
     return {"device": device, "weights": weights, "passes": passes, "products": figures}
 
 
@@ -131,11 +132,10 @@ def _programs(
 
 def _ternary_product(name: str, activations: str, x: jax.Array, w: TernaryTensor) -> jax.Array:
     """By an implementation, the default one, or a tile of the GPU kernel."""
-    if name not in TILES:
-        implementation = None if name == "default" else name
-        return ternary_matmul(x, w, activations=activations, implementation=implementation)
-    options = {"rows": w.rows, "activations": activations, "activation": None}
-    return gpu.matmul(x, w.words, w.scale, None, **options, tiles=(TILES[name],))
+    if name in TILES:
+        return tile_product(TILES[name], activations, x, w)
+    implementation = None if name == "default" else name
+    return ternary_matmul(x, w, activations=activations, implementation=implementation)
 
 
 def _int8_product(scale: jax.Array, q: jax.Array, w: jax.Array) -> jax.Array:

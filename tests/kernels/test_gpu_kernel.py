@@ -291,6 +291,7 @@ CLASSES = [
             ((16, 768, 3072), (1, 1)),
             ((32, 3072, 768), (3, 768)),
             ((5, 588, 1001), ()),
+            ((1576, 3072, 768), (1, 768)),
         ],
         TOLERANCE,
         ["native", "int8"],
@@ -299,7 +300,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize(("shape", "scale_shape", "dtype", "activations"), CLASSES)
-def test_gpus_run_the_kernel_for_few_rows(shape, scale_shape, dtype, activations):
+def test_gpus_run_the_kernel_by_default(shape, scale_shape, dtype, activations):
     text = lowered(*shapes_of(*shape, scale_shape, dtype), activations=activations)
     assert text.count(CALL) == 1
     assert "ternary_matmul_kernel" in text

@@ -35,12 +35,11 @@ from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
 
 # Up to so many rows it is taken where no implementation is named: derived for an H100, not
-# measured. From there on what the reference adds to a product, of bfloat16 or of int8, is less than
-# a twentieth of it. Below, reading the weight is the bound up to 37 rows (74 in int8), where this
-# kernel reads an eighth of what a dense one reads; and in its larger tiles the tensor cores are, as
-# in a dense one: a step of the largest gives a scheduler 312 instructions, and 126 for its integer
-# units, while the tensor cores take 512 cycles.
-MOST_ROWS = {"native": 3700, "int8": 7400}
+# measured. Reading the weight is the bound up to 37 rows, 74 in int8, and up to 295 of a dense
+# bfloat16 product. Beyond, the largest tiles can keep the tensor cores as busy as a dense product
+# does (`python -m launch.bench gpu_schedule`), if nothing stalls them. What the reference adds to
+# cuBLAS' product falls to a tenth of it at the first of these numbers; in int8 it adds twice that.
+MOST_ROWS = {"native": 2048, "int8": 4096}
 # Steps of a program that are loaded at a time.
 STAGES = 3
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from tclip.quant.packing import CODES_PER_WORD
 
 MULTIPROCESSORS = 132
-# Of sums that several programs write and one reads back: what a byte takes, and the start of that
-# program, in cycles.
-A_BYTE, START = 1 / 3100, 1800
+# Bytes that the L2 cache gives in a cycle, and the cycles in which a program is started.
+L2, START = 3100, 1800
 # A K-block of scales has a multiple of so many rows: whole steps, where several are added up.
 BLOCK = 256
 
@@ -27,10 +26,10 @@ class Tile:
       words: rows of words in a step, of 16-bit activations. Smaller tiles have more, so that as
         much is under way; the three steps that are loaded ahead fit the 99 kB of shared memory of
         the smaller cards.
-      alone: cycles that 64 inputs take where a multiprocessor has no other program, so that
-        loading, unpacking and multiplying follow each other.
-      among: where others run meanwhile: what its tensor cores, its integer units or its share of
-        the L2 cache's bandwidth take, whichever is most.
+      alone: cycles from one step to the next, for 64 inputs of 16 bits or 128 of 8: a program waits
+        for what it loads, unpacks it, and waits for the tensor cores.
+      busy: cycles of them in which a multiprocessor can run no other program, because its tensor
+        cores multiply or its warps issue instructions, whichever is longer.
     """
 
     rows: int
@@ -38,7 +37,7 @@ class Tile:
     warps: int
     words: int
     alone: int
-    among: int
+    busy: int
 
     @property
     def name(self) -> str:
@@ -46,12 +45,12 @@ class Tile:
 
 
 TILES = (
-    Tile(rows=128, columns=128, warps=8, words=4, alone=870, among=770),
-    Tile(rows=64, columns=128, warps=8, words=8, alone=530, among=430),
-    Tile(rows=64, columns=64, warps=4, words=8, alone=310, among=380),
-    Tile(rows=32, columns=64, warps=4, words=16, alone=200, among=210),
-    Tile(rows=16, columns=64, warps=4, words=16, alone=170, among=130),
-    Tile(rows=16, columns=64, warps=4, words=32, alone=150, among=130),
+    Tile(rows=128, columns=128, warps=8, words=4, alone=780, busy=512),
+    Tile(rows=64, columns=128, warps=8, words=8, alone=440, busy=256),
+    Tile(rows=64, columns=64, warps=4, words=8, alone=340, busy=128),
+    Tile(rows=32, columns=64, warps=4, words=16, alone=235, busy=109),
+    Tile(rows=16, columns=64, warps=4, words=16, alone=200, busy=104),
+    Tile(rows=16, columns=64, warps=4, words=32, alone=180, busy=103),
 )
 
 
@@ -87,7 +86,7 @@ def choose_blocks(
       tiles: to choose from.
     """
     candidates = _candidates(shape[1], scale_blocks, bits, tiles)
-    return min(candidates, key=lambda blocks: _cost(shape, blocks))
+    return min(candidates, key=lambda blocks: _cost(shape, bits, blocks))
 
 
 def _candidates(k: int, scale_blocks: int, bits: int, tiles: tuple[Tile, ...]) -> Iterator[Blocks]:
@@ -107,12 +106,17 @@ def _candidates(k: int, scale_blocks: int, bits: int, tiles: tuple[Tile, ...]) -
                 yield Blocks(tile, words, steps, together, 1, scale_blocks // together)
 
 
-def _cost(shape: tuple[int, int, int], blocks: Blocks) -> float:
+def _cost(shape: tuple[int, int, int], bits: int, blocks: Blocks) -> float:
     """Cycles that a product takes, but for those that all blocks have in common."""
     m, _, n = shape
     tile = blocks.tile
     programs = math.ceil(m / tile.rows) * math.ceil(n / tile.columns) * blocks.parts
-    inputs = blocks.scale_blocks * blocks.steps * blocks.words * CODES_PER_WORD
-    cycles = inputs / 64 * max(tile.alone, math.ceil(programs / MULTIPROCESSORS) * tile.among)
-    # Written and read in 4 bytes.
-    return cycles if blocks.parts == 1 else cycles + START + 8 * blocks.parts * m * n * A_BYTE
+    steps = blocks.scale_blocks * blocks.steps * blocks.words * CODES_PER_WORD * bits / (64 * 16)
+    loaded = 64 * 2 * tile.rows + 64 * 16 / bits * tile.columns / 4
+    cycles = steps * max(
+        tile.alone,
+        math.ceil(programs / MULTIPROCESSORS) * tile.busy,
+        programs * loaded / L2,
+    )
+    # Sums are written and read in 4 bytes.
+    return cycles if blocks.parts == 1 else cycles + START + 8 * blocks.parts * m * n / L2
