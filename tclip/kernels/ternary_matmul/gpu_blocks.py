@@ -1,7 +1,8 @@
 """How the GPU kernel divides a product among programs.
 
-The costs are those of an H100. They are derived from the kernel's machine code and the peaks of the
-card, and not measured: they have to tell which tile is faster, not by how much.
+The costs are those of an H100. They are derived from the kernel's machine code (`python -m
+launch.bench gpu_schedule`) and the peaks of the card, and not measured: they have to tell which
+tile is faster, not by how much.
 """
 
 import dataclasses
