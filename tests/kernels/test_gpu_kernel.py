@@ -68,6 +68,7 @@ SHAPES = [
     ((1, 1, 1), ()),
     ((17, 588, 130), (1, 130)),
     ((3, 512, 40), (2, 40)),
+    ((3, 576, 40), (3, 1)),
     ((70, 100, 70), (1, 1)),
 ]
 
@@ -334,7 +335,7 @@ def test_stacked_weights_under_vmap_are_one_kernel():
     [
         (AbstractDevice("cpu", None, "cpu"), 256, (1, 1), "native", "it needs an NVIDIA GPU, and"),
         (AbstractDevice("AMD Instinct MI300X", None, "gpu"), 256, (1, 1), "native", "NVIDIA GPU"),
-        (H100, 256, (2, 8), "native", "K-blocks of its scale have 128 rows, which 256 does not"),
+        (H100, 256, (8, 8), "native", "K-blocks of its scale have 32 rows, which 64 does not"),
         (H100, 2**19, (1, 1), "int8", "an int32 cannot hold sums over 524288 rows"),
     ],
 )

@@ -54,12 +54,13 @@ def test_it_compiles_without_a_gpu(need_compiler, major, minor, shared_memory, t
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("scale_blocks", [1, 12])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_all_of_a_layer_is_one_kernel(need_compiler, dtype, activation):
+def test_all_of_a_layer_is_one_kernel(need_compiler, dtype, scale_blocks, activation):
     def layer(x, w, bias):
         return ternary_matmul(x, w, bias=bias, activation=activation)
 
-    shapes = shapes_of(1576, 768, 3072, (1, 3072), dtype)
+    shapes = shapes_of(1576, 768, 3072, (scale_blocks, 3072), dtype)
     text = compile_for_gpu(layer, (*shapes, jax.ShapeDtypeStruct((3072,), dtype))).as_text()
     # What splits a float32 into terms comes before.
     others = len(re.findall(r" = .* fusion\(", text[text.index("ENTRY") :]))
@@ -127,6 +128,7 @@ def expected_of_int8(x, w):
         ((32, 3072, 768), (3, 768)),
         ((200, 1024, 4096), (1, 4096)),
         ((1000, 3072, 768), (12, 768)),
+        ((70, 768, 512), (12, 1)),
     ],
 )
 def test_products_on_a_gpu(gpu, shape, scale_shape, dtype):

@@ -14,8 +14,8 @@ from tclip.quant.packing import CODES_PER_WORD
 MULTIPROCESSORS = 132
 # Bytes that the L2 cache gives in a cycle, and the cycles in which a program is started.
 L2, START = 3100, 1800
-# A K-block of scales has a multiple of so many rows: whole steps, where several are added up.
-BLOCK = 256
+# A K-block of scales has a multiple of so many rows, the fewest in a step: it has whole steps.
+BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +96,15 @@ def _candidates(k: int, scale_blocks: int, bits: int, tiles: tuple[Tile, ...]) -
     for tile in tiles:
         words = min(tile.words * 16 // bits, 32)
         if scale_blocks > 1:
-            words = min(words, BLOCK // CODES_PER_WORD)
+            words = min(words, words_in_block & -words_in_block)
         steps = math.ceil(words_in_block / words)
         for splits in range(1, max(steps // 2, 1) + 1):
             share = math.ceil(steps / splits)
             splits = math.ceil(steps / share)
             yield Blocks(tile, words, share, 1, splits, scale_blocks * splits)
-        for together in range(2, scale_blocks + 1):
+        # Two sums, of a K-block and of all, take the registers of another program in larger tiles.
+        most = scale_blocks if tile.rows * tile.columns <= 64 * 128 else 1
+        for together in range(2, most + 1):
             if scale_blocks % together == 0:
                 yield Blocks(tile, words, steps, together, 1, scale_blocks // together)
 
