@@ -18,7 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from tqdm import tqdm
 
 from tclip.bench.schedule import dump_flags
-from tclip.kernels.ternary_matmul.blocks import ROWS, share
+from tclip.kernels.ternary_matmul.blocks import share
 from tclip.tables import markdown_table, percent
 from tclip.tpu_compiler import environment, libtpu_version, read_answers
 
@@ -95,8 +95,8 @@ def jobs_of(chip: str, shape: tuple[int, int, int], dense: bool) -> list[dict[st
     jobs = [job | {"kernel": f"ternary_{kind}"} for kind in TERNARY]
     if not dense:
         return jobs
-    rows = {share(m, most, 32) for most in (256, 480, 512, 1024, ROWS[chip.removeprefix("tpu")])}
-    blocks = [[r, c] for r in sorted(rows) for c in (768, n // 2, n) if r * c <= 2048 * 3072]
+    rows = {share(m, most, 32) for most in (256, 480, 512, 1024, 1280, 2048, 2560)}
+    blocks = [[r, c] for r in sorted(rows) for c in (768, n // 2, n) if r * c <= 2560 * 3072]
     for kind in DENSE:
         jobs.append(job | {"kernel": f"xla_{kind}"})
         jobs += [job | {"kernel": f"pallas_{kind}", "blocks": size} for size in blocks]

@@ -4,14 +4,20 @@ import jax
 import jax.numpy as jnp
 
 LARGEST = 127
-# Rows of smaller magnitudes round to zero; the inverse of their scale may not be a float32.
-SMALLEST = 1e-30
+# Rows of smaller magnitudes round to zero; the inverse of their scale may not be a float32. Exact
+# in bfloat16 too.
+SMALLEST = 2.0**-100
 
 
 def row_scales(x: jax.Array) -> jax.Array:
     """s = max|row| / 127 of each row of x [..., K], float32 [..., 1]."""
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32)
-    return jnp.maximum(largest, SMALLEST) * (1 / LARGEST)
+    return scales_of(jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32))
+
+
+def scales_of(largest: jax.Array) -> jax.Array:
+    """`row_scales` of rows with these max|row|, float32 or bfloat16."""
+    largest = jnp.maximum(largest, SMALLEST)
+    return largest.astype(jnp.float32) * (1 / LARGEST)
 
 
 def quantize_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def test_native_product(shape, scale_shape, dtype):
     check(*problem((m,), k, n, scale_shape, dtype))
 
 
-@pytest.mark.parametrize("device", [V5E, TPU7X])
+@pytest.mark.parametrize("device", [V5E, V6E, TPU7X])
 @pytest.mark.parametrize(
     ("shape", "scale_shape"),
     [((1, 1, 1), ()), ((77, 588, 130), (1, 130)), ((3, 256, 40), (2, 40))],
@@ -87,6 +88,18 @@ def test_int8_sums_shared_by_two_matrix_units_are_exact(rows):
     test_int8_sums_are_exact_integers((rows, 700, 300), (1, 300), V6E)
 
 
+@pytest.mark.parametrize("activations", ["native", "int8"])
+@pytest.mark.parametrize("device", [V5E, V6E, TPU7X])
+def test_the_matrix_unit_is_asked_for_what_it_can(device, activations):
+    # The compiler refuses products of bfloat16 or int8 in a higher precision, as of float32.
+    x, w, *_ = problem((256,), 768, 256, (1, 256), jnp.float32)
+    with program_for(device), jax.default_matmul_precision("float32"):
+        program = str(jax.make_jaxpr(functools.partial(KERNEL, activations=activations))(x, w))
+    precisions = set(re.findall(r"precision=(\S+)", program))
+    assert program.count("dot_general[") > 0
+    assert precisions <= {"None", "(Precision.DEFAULT,", "Precision.DEFAULT"}
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_any_shape(data):
@@ -104,7 +117,9 @@ def small_blocks(monkeypatch):
     """Several blocks of rows, of columns and of K in products of a few hundred."""
     monkeypatch.setattr(blocks, "INPUTS", 128)
     monkeypatch.setattr(blocks, "CODES", 128 * 256)
-    monkeypatch.setattr(blocks, "ROWS", dict.fromkeys(blocks.ROWS, 32))
+    monkeypatch.setattr(blocks, "FEWEST_COLUMNS", 256)
+    most = blocks.Most(rows=32, products=32 * 128 * 256)
+    monkeypatch.setattr(blocks, "MOST", dict.fromkeys(blocks.MOST, most))
 
 
 @pytest.mark.parametrize("activations", ["native", "int8"])

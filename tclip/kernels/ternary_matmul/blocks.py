@@ -12,14 +12,47 @@ LANES = 128
 COLUMNS = 256
 # Of K in a step.
 INPUTS = 8192
-# Codes in a step, K times columns: the first feed-forward layer of ViT-B whole.
-CODES = 5 * 2**19
 # Elements of x in a step.
 ELEMENTS = 5 * 2**19
-# Rows of x in a step, by chip. The matrix unit that is wider from v6e on wants more, most so on
-# v6e, whose vector unit has no time to unpack codes often; between 448 and 544 the schedule of v5e
-# is shortest for 480, of which v5p's cores would get unequal shares.
-ROWS = {"v5e": 480, "v5p": 512, "v6e": 2048, "7x": 1024}
+# Codes in a step, K times columns: a feed-forward layer of ViT-H whole. A row of int8 activations
+# is best rounded in the step that multiplies all of it.
+CODES = 25 * 2**18
+# A step has at least so many columns, if there are so many, however large K is.
+FEWEST_COLUMNS = 768
+
+
+@dataclasses.dataclass(frozen=True)
+class Most:
+    """What a step is limited to.
+
+    Attributes:
+      rows: of x.
+      products: of rows and codes, which make the program long.
+      tall: whether so many rows come first, and columns are what is left; else all columns come
+        first.
+    """
+
+    rows: int
+    products: int
+    tall: bool = False
+
+
+# Codes of a feed-forward layer of ViT-B, with which rows were tried.
+_LAYER = 768 * 3072
+# By chip, and whether the matrix unit multiplies int8, which takes half as long. The units of v5e
+# and v5p are small, and codes are pushed to them again for every block of rows: in bfloat16 that
+# takes longer than to read x again. v6e wants many rows of int8, since its vector unit has no time
+# to unpack codes often. Between 448 and 544 the schedule of v5e in int8 is shortest for 480, of
+# which v5p's cores would get unequal shares.
+MOST = {
+    ("v5e", False): Most(1280, 640 * _LAYER, tall=True),
+    ("v5e", True): Most(480, 480 * _LAYER),
+    ("v5p", False): Most(1280, 640 * _LAYER, tall=True),
+    ("v5p", True): Most(512, 512 * _LAYER),
+    ("v6e", False): Most(2048, 2048 * _LAYER),
+    ("v6e", True): Most(2816, 2816 * _LAYER),
+    ("7x", False): Most(1024, 1024 * _LAYER),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +65,16 @@ class Blocks:
 
 
 def choose_blocks(
-    shape: tuple[int, int, int], scale_blocks: int, *, tile: int, chip: str, cores: int
+    shape: tuple[int, int, int], scale_blocks: int, *, int8: bool, chip: str, cores: int
 ) -> Blocks:
     """The blocks for a product.
 
     Args:
       shape: M, K and N of [M, K] @ [K, N].
       scale_blocks: scales along K; a step takes whole blocks of them.
-      tile: of what rows have to be a multiple.
-      chip: a key of `ROWS`.
+      int8: whether the matrix unit multiplies int8, which comes in tiles of 32 rows, or bfloat16,
+        which comes in 16.
+      chip: with `int8` a key of `MOST`.
       cores: that share the rows, or the columns where the rows are one block.
     """
     m, k, n = shape
@@ -50,14 +84,27 @@ def choose_blocks(
         inputs = block * max(d for d in counts if d == 1 or d * block <= INPUTS)
     else:
         inputs = share(k, INPUTS, LANES)
-    most_rows = min(ROWS[chip], ELEMENTS // inputs)
+    tile, most = 32 if int8 else 16, MOST[chip, int8]
+    most_rows = min(most.rows, ELEMENTS // inputs)
+    codes = min(most.products // min(m, most_rows), CODES) if most.tall else CODES
+    most_columns = max(codes // inputs // COLUMNS * COLUMNS, FEWEST_COLUMNS)
+    columns = _columns(n, most_columns, at_least=cores if m <= most_rows else 1)
+    most_rows = min(most_rows, most.products // (inputs * columns))
     rows = share(m, max(most_rows // tile, 1) * tile, tile)
-    most_columns = max(CODES // inputs // COLUMNS, 1) * COLUMNS
-    columns = share(n, most_columns, COLUMNS, at_least=1 if rows < m else cores)
     return Blocks(rows, columns, inputs)
 
 
-def share(size: int, most: int, multiple: int, at_least: int = 1) -> int:
+def share(size: int, most: int, multiple: int) -> int:
     """The size of equal shares of `size`, multiples of `multiple` up to `most`."""
-    shares = max(-(-size // most), at_least)
+    return _part(size, -(-size // most), multiple)
+
+
+def _columns(n: int, most: int, at_least: int) -> int:
+    """The width of equal shares up to `most`, of the fewest that cover the least beyond n."""
+    fewest = max(-(-n // most), at_least)
+    widths = [_part(n, count, COLUMNS) for count in range(fewest, 3 * fewest)]
+    return min(widths, key=lambda width: -(-n // width) * width)
+
+
+def _part(size: int, shares: int, multiple: int) -> int:
     return -(-size // (shares * multiple)) * multiple

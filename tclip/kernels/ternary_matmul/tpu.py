@@ -15,9 +15,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice
 
 from tclip.kernels.activations import activate
-from tclip.kernels.int8 import LARGEST, quantize_rows, row_scales
+from tclip.kernels.int8 import LARGEST, quantize_rows, row_scales, scales_of
 from tclip.kernels.manual_axes import split_by_compiler
-from tclip.kernels.ternary_matmul.blocks import LANES, ROWS, Blocks, choose_blocks
+from tclip.kernels.ternary_matmul.blocks import LANES, MOST, Blocks, choose_blocks
 from tclip.kernels.ternary_matmul.parts import block_scales, float32_is_exact
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
@@ -27,7 +27,11 @@ NAME = "ternary_matmul"  # of the kernel in the lowered program
 EXACT_IN_FLOAT32 = 2**24 // LARGEST
 # Adding it to a float32 of magnitude up to 2^22 leaves the rounded integer in the lowest bits.
 ROUND = 1.5 * 2**23
+# What comes to the matrix unit is what it takes, and the compiler refuses to do that any better.
+_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.DEFAULT)
 SUBLANES = 8
+# Rows of a tile of int8.
+INT8_ROWS = 32
 # Rows and columns of a matrix unit of v6e.
 UNIT = 256
 # Of the vector memory, what the kernel may take; the rest is the compiler's.
@@ -41,7 +45,7 @@ def unavailable(
     if device.platform != "tpu":
         return f"it needs a TPU, and the program is for {device.platform}"
     info = pltpu.get_tpu_info()
-    if str(info.chip_version) not in ROWS:
+    if (str(info.chip_version), False) not in MOST:
         return f"{device.device_kind} does not read int2; v5e, v5p, v6e and TPU7x do"
     if split_by_compiler():
         return "XLA cannot split a kernel over a mesh; call it under jax.shard_map"
@@ -77,7 +81,7 @@ def matmul(
     blocks = choose_blocks(
         (x_MxK.shape[0], rows, words.shape[1]),
         scale.shape[0],
-        tile=32 // jnp.dtype(code_dtype).itemsize,
+        int8=code_dtype == jnp.int8,
         chip=str(info.chip_version),
         cores=info.num_cores,
     )
@@ -239,11 +243,41 @@ def _block(config: _Config, x_ref) -> jax.Array:
 
 def _quantize(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """`quantize_rows` in fewer instructions, with the integers in int8 or bfloat16."""
-    scale = row_scales(x)
+    if not has_paired_units():
+        scale = row_scales(x)
+        return _round(x, scale, dtype), scale
+    # Scales that are put together lie in one lane each, which is what the schedule likes best.
+    halves = _halves(x)
+    scales = [scales_of(_row_maxima(half)) for half in halves]
+    q = [_round(half, scale, dtype) for half, scale in zip(halves, scales, strict=True)]
+    return jnp.concatenate(q), jnp.concatenate(scales)
+
+
+def _round(x: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
     x = x.astype(jnp.float32) * pl.reciprocal(scale, full_range=False)
     if dtype == jnp.int8:
-        return pltpu.bitcast(x + ROUND, jnp.int32).astype(jnp.int8), scale
-    return jnp.round(x).astype(jnp.int8).astype(dtype), scale
+        return pltpu.bitcast(x + ROUND, jnp.int32).astype(jnp.int8)
+    return jnp.round(x).astype(jnp.int8).astype(dtype)
+
+
+def _row_maxima(x: jax.Array) -> jax.Array:
+    """max|row| of x, [rows, 1].
+
+    A register of v6e that is loaded from bfloat16 has 8 rows of 256 columns. They are compared as
+    they are, and only what is left is rearranged, as a maximum over columns wants it.
+    """
+    width = 2 * LANES
+    parts = [x[:, first : first + width] for first in range(0, x.shape[1], width)]
+    rest = [jnp.abs(parts.pop())] if x.shape[1] % width else []
+    whole = [functools.reduce(jnp.maximum, map(jnp.abs, parts))] if parts else []
+    maxima = [jnp.max(part, axis=1, keepdims=True) for part in whole + rest]
+    return functools.reduce(jnp.maximum, maxima)
+
+
+def _halves(x: jax.Array) -> list[jax.Array]:
+    """The rows of x in two parts, of whole tiles of int8."""
+    size = -(-x.shape[0] // (2 * INT8_ROWS)) * INT8_ROWS
+    return [x[first : first + size] for first in range(0, x.shape[0], size)]
 
 
 def _product(config: _Config, x: jax.Array, refs: dict) -> jax.Array:
@@ -252,7 +286,7 @@ def _product(config: _Config, x: jax.Array, refs: dict) -> jax.Array:
     sums = jnp.int32 if config.code_dtype == jnp.int8 else jnp.float32
     scales = refs["scale"].shape[0]
     size = codes.shape[0] // scales
-    dot = paired_dot if config.paired else functools.partial(jnp.dot, preferred_element_type=sums)
+    dot = paired_dot if config.paired else functools.partial(_dot, preferred_element_type=sums)
     product = 0.0
     for block in range(scales):
         part = slice(block * size, (block + 1) * size)
@@ -266,18 +300,19 @@ def paired_dot(q: jax.Array, codes: jax.Array) -> jax.Array:
 
     Products of 256 of K go to one and the other in turn, and the last two of a sum are added as
     they return, without an instruction, if the first unit has the first of them. So of three
-    products the first is shared, by halves of the rows.
+    products the one that comes first is shared, by halves of the rows.
     """
-    dot = functools.partial(jnp.dot, preferred_element_type=jnp.int32)
+    dot = functools.partial(_dot, preferred_element_type=jnp.int32)
     rows, k = q.shape
-    if rows < UNIT // 2 or not 2 * UNIT < k <= 3 * UNIT:
+    pair = 2 * UNIT
+    if rows < UNIT // 2 or not pair < k <= 3 * UNIT:
         return dot(q, codes)
-    halves = q[: rows // 2, :UNIT], q[rows // 2 :, :UNIT]
+    halves = q[: rows // 2, pair:], q[rows // 2 :, pair:]
     tiles = []
     for column in range(0, codes.shape[1], UNIT):
         tile = codes[:, column : column + UNIT]
-        first = jnp.concatenate([dot(half, tile[:UNIT]) for half in halves])
-        tiles.append(first + dot(q[:, UNIT:], tile[UNIT:]))
+        shared = jnp.concatenate([dot(half, tile[pair:]) for half in halves])
+        tiles.append(shared + dot(q[:, :pair], tile[:pair]))
     return jnp.concatenate(tiles, axis=1)
 
 
