@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tclip.bench.schedule import take_schedules
 from tclip.kernels import ternary_matmul
-from tclip.kernels.ternary_matmul.tpu import has_paired_units, paired_dot, vmem_limit
+from tclip.kernels.ternary_matmul.tpu import vmem_limit
+from tclip.kernels.ternary_matmul.tpu_units import has_paired_units, paired_dot
 from tclip.quant import TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.tpu_compiler import answer

@@ -15,25 +15,23 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice
 
 from tclip.kernels.activations import activate
-from tclip.kernels.int8 import LARGEST, quantize_rows, row_scales, scales_of
+from tclip.kernels.int8 import LARGEST, quantize_rows
 from tclip.kernels.manual_axes import split_by_compiler
 from tclip.kernels.ternary_matmul.blocks import LANES, MOST, Blocks, choose_blocks
 from tclip.kernels.ternary_matmul.parts import block_scales, float32_is_exact
+from tclip.kernels.ternary_matmul.tpu_units import (
+    has_paired_units,
+    paired_dot,
+    quantize_block,
+    unit_dot,
+)
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
 
 NAME = "ternary_matmul"  # of the kernel in the lowered program
 # As many 8-bit integers add up exactly in float32.
 EXACT_IN_FLOAT32 = 2**24 // LARGEST
-# Adding it to a float32 of magnitude up to 2^22 leaves the rounded integer in the lowest bits.
-ROUND = 1.5 * 2**23
-# What comes to the matrix unit is what it takes, and the compiler refuses to do that any better.
-_dot = functools.partial(jnp.dot, precision=jax.lax.Precision.DEFAULT)
 SUBLANES = 8
-# Rows of a tile of int8.
-INT8_ROWS = 32
-# Rows and columns of a matrix unit of v6e.
-UNIT = 256
 # Of the vector memory, what the kernel may take; the rest is the compiler's.
 VMEM_SHARE = 3 / 4
 
@@ -107,12 +105,6 @@ def matmul(
 def vmem_limit() -> int:
     """Bytes of vector memory that a kernel may take on the device that is traced for."""
     return int(VMEM_SHARE * pltpu.get_tpu_info().vmem_capacity_bytes)
-
-
-def has_paired_units() -> bool:
-    """Whether `paired_dot` helps on the device that is traced for: v6e, of those with int8."""
-    info = pltpu.get_tpu_info()
-    return info.int8_ops_per_second > 0 and info.mxu_column_size == UNIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +213,12 @@ def _activations(config: _Config, refs: dict, scratch: dict):
     if not config.int8:
         return _block(config, refs["x"]), None
     if scratch["q"] is None:
-        return _quantize(_block(config, refs["x"]), config.code_dtype)
+        return quantize_block(_block(config, refs["x"]), config.code_dtype)
 
     # The first block of columns quantises for all.
     @pl.when(pl.program_id(1) == 0)
     def _quantize_once():
-        q, row_scale = _quantize(_block(config, refs["x"]), config.code_dtype)
+        q, row_scale = quantize_block(_block(config, refs["x"]), config.code_dtype)
         scratch["q"][...], scratch["row_scale"][...] = q, row_scale
 
     return scratch["q"][...], scratch["row_scale"][...]
@@ -241,79 +233,19 @@ def _block(config: _Config, x_ref) -> jax.Array:
     return jnp.where(inside, x, jnp.zeros_like(x))
 
 
-def _quantize(x: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """`quantize_rows` in fewer instructions, with the integers in int8 or bfloat16."""
-    if not has_paired_units():
-        scale = row_scales(x)
-        return _round(x, scale, dtype), scale
-    # Scales that are put together lie in one lane each, which is what the schedule likes best.
-    halves = _halves(x)
-    scales = [scales_of(_row_maxima(half)) for half in halves]
-    q = [_round(half, scale, dtype) for half, scale in zip(halves, scales, strict=True)]
-    return jnp.concatenate(q), jnp.concatenate(scales)
-
-
-def _round(x: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    x = x.astype(jnp.float32) * pl.reciprocal(scale, full_range=False)
-    if dtype == jnp.int8:
-        return pltpu.bitcast(x + ROUND, jnp.int32).astype(jnp.int8)
-    return jnp.round(x).astype(jnp.int8).astype(dtype)
-
-
-def _row_maxima(x: jax.Array) -> jax.Array:
-    """max|row| of x, [rows, 1].
-
-    A register of v6e that is loaded from bfloat16 has 8 rows of 256 columns. They are compared as
-    they are, and only what is left is rearranged, as a maximum over columns wants it.
-    """
-    width = 2 * LANES
-    parts = [x[:, first : first + width] for first in range(0, x.shape[1], width)]
-    rest = [jnp.abs(parts.pop())] if x.shape[1] % width else []
-    whole = [functools.reduce(jnp.maximum, map(jnp.abs, parts))] if parts else []
-    maxima = [jnp.max(part, axis=1, keepdims=True) for part in whole + rest]
-    return functools.reduce(jnp.maximum, maxima)
-
-
-def _halves(x: jax.Array) -> list[jax.Array]:
-    """The rows of x in two parts, of whole tiles of int8."""
-    size = -(-x.shape[0] // (2 * INT8_ROWS)) * INT8_ROWS
-    return [x[first : first + size] for first in range(0, x.shape[0], size)]
-
-
 def _product(config: _Config, x: jax.Array, refs: dict) -> jax.Array:
     """float32 x @ (scale * codes), before the scale of the rows."""
     codes = pltpu.bitcast(refs["words"][...], jnp.int2).astype(config.code_dtype)
     sums = jnp.int32 if config.code_dtype == jnp.int8 else jnp.float32
     scales = refs["scale"].shape[0]
     size = codes.shape[0] // scales
-    dot = paired_dot if config.paired else functools.partial(_dot, preferred_element_type=sums)
+    dot = paired_dot if config.paired else functools.partial(unit_dot, preferred_element_type=sums)
     product = 0.0
     for block in range(scales):
         part = slice(block * size, (block + 1) * size)
         total = sum(dot(term, codes[part]) for term in _terms(x[:, part]))
         product += total.astype(jnp.float32) * refs["scale"][block]
     return product
-
-
-def paired_dot(q: jax.Array, codes: jax.Array) -> jax.Array:
-    """int32 q @ codes, in an order that suits the two matrix units of v6e.
-
-    Products of 256 of K go to one and the other in turn, and the last two of a sum are added as
-    they return, without an instruction, if the first unit has the first of them. So of three
-    products the one that comes first is shared, by halves of the rows.
-    """
-    dot = functools.partial(_dot, preferred_element_type=jnp.int32)
-    rows, k = q.shape
-    pair = 2 * UNIT
-    if rows < UNIT // 2 or not pair < k <= 3 * UNIT:
-        return dot(q, codes)
-    halves = q[: rows // 2, pair:], q[rows // 2 :, pair:]
-    tiles = []
-    for column in range(0, codes.shape[1], UNIT):
-        tile = codes[:, column : column + UNIT]
-        shared = jnp.concatenate([dot(half, tile[pair:]) for half in halves])
-        tiles.append(shared + dot(q[:, :pair], tile[:pair]))
-    return jnp.concatenate(tiles, axis=1)
 
 
 def _terms(x: jax.Array) -> list[jax.Array]:
