@@ -4,6 +4,11 @@
 #
 #   launch/quickstart.sh [DIR]      results in DIR (runs/quickstart); run again, it goes on where it was
 set -euo pipefail
+case "${1:-}" in -*)
+  echo "usage: launch/quickstart.sh [DIR]" >&2
+  exit 2
+  ;;
+esac
 out="$(realpath -m "${1:-runs/quickstart}")"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
