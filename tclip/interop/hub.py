@@ -26,7 +26,7 @@ def resolve(name_or_path: str | Path) -> Path:
         raise FileNotFoundError(f"{folder} is a file; give the folder that holds it")
     if name.startswith((".", "/", "~")) or repo_id.count("/") != 1 or "" in repo_id.split("/"):
         raise FileNotFoundError(
-            f"no model folder at {name}: train or export it first, or name one of the hub, owner/name"
+            f"no model folder at {name}: train or export it first, or give owner/name of the hub"
         )
     return _cached(repo_id, revision or None)
 
