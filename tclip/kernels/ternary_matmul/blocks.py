@@ -8,6 +8,8 @@ memory streams well; `python -m launch.bench tpu_schedule` shows the lengths.
 import dataclasses
 
 LANES = 128
+# Rows of a tile of int8, and of bfloat16.
+INT8_ROWS, BFLOAT16_ROWS = 32, 16
 # Columns come in the widths of the matrix unit, which is 256 from v6e on.
 COLUMNS = 256
 # Of K in a step.
@@ -72,8 +74,7 @@ def choose_blocks(
     Args:
       shape: M, K and N of [M, K] @ [K, N].
       scale_blocks: scales along K; a step takes whole blocks of them.
-      int8: whether the matrix unit multiplies int8, which comes in tiles of 32 rows, or bfloat16,
-        which comes in 16.
+      int8: whether the matrix unit multiplies int8, or bfloat16.
       chip: with `int8` a key of `MOST`.
       cores: that share the rows, or the columns where the rows are one block.
     """
@@ -84,7 +85,7 @@ def choose_blocks(
         inputs = block * max(d for d in counts if d == 1 or d * block <= INPUTS)
     else:
         inputs = share(k, INPUTS, LANES)
-    tile, most = 32 if int8 else 16, MOST[chip, int8]
+    tile, most = INT8_ROWS if int8 else BFLOAT16_ROWS, MOST[chip, int8]
     most_rows = min(most.rows, ELEMENTS // inputs)
     codes = min(most.products // min(m, most_rows), CODES) if most.tall else CODES
     most_columns = max(codes // inputs // COLUMNS * COLUMNS, FEWEST_COLUMNS)

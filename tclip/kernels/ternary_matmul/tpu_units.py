@@ -8,12 +8,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tclip.kernels.int8 import row_scales, scales_of
-from tclip.kernels.ternary_matmul.blocks import LANES
+from tclip.kernels.ternary_matmul.blocks import INT8_ROWS, LANES
 
 # Adding it to a float32 of magnitude up to 2^22 leaves the rounded integer in the lowest bits.
 ROUND = 1.5 * 2**23
-# Rows of a tile of int8.
-INT8_ROWS = 32
 # Rows and columns of a matrix unit of v6e.
 UNIT = 256
 
