@@ -14,8 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tclip.config import to_dict
-from tclip.experiment import default_config
 from tclip.models import architecture
+from tclip.run.experiment import default_config
 
 ROLES = ("teacher", "student")
 STEPS_PER_EPOCH = 50_000 // 256

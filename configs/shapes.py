@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tclip.config import to_dict
-from tclip.experiment import default_config
 from tclip.models import architecture
+from tclip.run.experiment import default_config
 
 ROLES = ("teacher", "student")
 

@@ -15,8 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tclip.config import to_dict
-from tclip.experiment import default_config
 from tclip.models import architecture
+from tclip.run.experiment import default_config
 
 ROLES = ("student",)
 SAMPLES = 10_968_539  # of pixparse/cc12m-wds

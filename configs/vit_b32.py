@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tclip.experiment import default_config
+from tclip.run.experiment import default_config
 
 ROLES = ("student",)
 SAMPLES = 2_900_000

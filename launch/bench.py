@@ -1,63 +1,6 @@
-"""Runs a benchmark: python -m launch.bench NAME [--batch_size=16 ... --out=figures.json].
+"""The command `tclip bench`: see tclip/cli/bench.py."""
 
-NAME is a module of tclip/bench; the parameters of its `run` are its flags, which
-`python -m launch.bench NAME --help` lists.
-"""
-
-import importlib
-import inspect
-import json
-import sys
-import typing
-from collections.abc import Callable, Sequence
-
-from absl import flags
-
-from launch.cli import run
-
-BENCHMARKS = (
-    "encoder",
-    "gpu_schedule",
-    "index",
-    "input_wait",
-    "loader",
-    "loss_memory",
-    "matmul",
-    "teacher_cache",
-    "tpu_schedule",
-    "train_step",
-    "trainer_overhead",
-)
-_DEFINE = {int: flags.DEFINE_integer, str: flags.DEFINE_string}
-_OUT = flags.DEFINE_string("out", "", "JSON file for the figures; none by default")
-
-
-def benchmark(name: str) -> Callable[..., dict]:
-    if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    return importlib.import_module(f"tclip.bench.{name}").run
-
-
-def define_flags(name: str) -> None:
-    """Defines a flag for every parameter of the benchmark, with its default and description."""
-    for parameter in inspect.signature(benchmark(name)).parameters.values():
-        kind, description = typing.get_args(parameter.annotation)
-        _DEFINE[kind](parameter.name, parameter.default, description)
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2:
-        raise ValueError(f"name one benchmark: {', '.join(BENCHMARKS)}")
-    function = benchmark(argv[1])
-    figures = function(
-        **{name: flags.FLAGS[name].value for name in inspect.signature(function).parameters}
-    )
-    if _OUT.value:
-        with open(_OUT.value, "w") as file:
-            json.dump(figures, file, indent=2)
-
+from tclip.cli.main import run_command
 
 if __name__ == "__main__":
-    if sys.argv[1:] and sys.argv[1] in BENCHMARKS:
-        define_flags(sys.argv[1])
-    run(main)
+    run_command("bench")

@@ -1,40 +1,6 @@
-"""Trains a model: python -m launch.train --config=configs/shapes.py:teacher --workdir=DIR.
+"""The command `tclip train`: see tclip/cli/train.py."""
 
-Single keys are overridden as --config.optim.lr=3e-4. The same command continues an interrupted run.
-On SIGTERM a checkpoint is saved, and the exit code is 75: run it again.
-"""
-
-import sys
-from collections.abc import Sequence
-
-from absl import flags
-from ml_collections import config_flags
-
-from launch.cli import log_progress, run
-from launch.processes import join_processes
-from tclip.experiment import experiment_from_config
-from tclip.preemption import EXIT_CODE, Preempted
-from tclip.trainer import train
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, as PATH or PATH:ARG.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; made if missing.", required=True
-)
-flags.mark_flag_as_required("config")
-
-
-def main(argv: Sequence[str]) -> int:
-    if argv[1:]:
-        raise ValueError(f"unexpected argument {argv[1]!r}")
-    join_processes(defer_sigterm=True)
-    log_progress()
-    try:
-        train(experiment_from_config(_CONFIG.value), _WORKDIR.value)
-    except Preempted as reason:
-        print(reason, file=sys.stderr)
-        return EXIT_CODE
-    return 0
-
+from tclip.cli.main import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("train")

@@ -7,28 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tclip.checkpoint import load_trained
-from tclip.data import load_preprocess, load_tokenizer
-from tclip.experiment import is_workdir
-from tclip.inference import Model, load
+from tclip.inference import Model
 from tclip.interop import load_pretrained, save_huggingface
+from tclip.loading import load_latent
 from tclip.packed import (
-    PREPROCESSOR,
-    TOKENIZER,
     cast_float,
     folder_bytes,
-    is_packed,
     load_packed,
     save_packed,
     size_summary,
 )
-from tclip.quant import (
-    TernaryPolicy,
-    init_quant,
-    quantize_params,
-    ternarize_params,
-    ternary_paths,
-)
+from tclip.quant import TernaryPolicy, init_quant, quantize_params, ternarize_params, ternary_paths
 
 
 def export_packed(
@@ -112,17 +101,9 @@ def _load(
     path: str | Path, policy: TernaryPolicy | None
 ) -> tuple[Model, dict[str, Any], TernaryPolicy]:
     """The model with its latent weights, scales and thresholds, and the policy that is theirs."""
-    if is_workdir(path):
-        experiment, params, quant = load_trained(path)
-        tokenizer = load_tokenizer(Path(path) / TOKENIZER, experiment.model.text.context_length)
-        preprocess = load_preprocess(Path(path) / PREPROCESSOR)
-        model, trained = Model(experiment.model, params, tokenizer, preprocess), experiment.quant
-    elif is_packed(path):
-        raise ValueError(f"{path} is packed already; give the workdir it was exported from")
-    else:
-        model, quant, trained = load(path), {}, TernaryPolicy()
+    latent = load_latent(path)
     if policy is None:
-        return model, quant, trained
-    if trained.policy != "none":
-        raise ValueError(f"{path} was trained with policy {trained.policy!r} already")
-    return model, init_quant(model.params, policy), policy
+        return latent.model, latent.quant, latent.policy
+    if latent.policy.policy != "none":
+        raise ValueError(f"{path} was trained with policy {latent.policy.policy!r} already")
+    return latent.model, init_quant(latent.model.params, policy), policy

@@ -14,31 +14,21 @@ import numpy as np
 from jax.sharding import NamedSharding
 from PIL import Image
 
-from tclip import distributed
-from tclip.checkpoint import load_trained
 from tclip.config import to_dict
-from tclip.data import (
+from tclip.models import CLIP, RUNTIME_KEYS, CLIPConfig, with_layout
+from tclip.parallel import processes
+from tclip.parallel.sharding import BATCH_AXES, axes_size, replicated
+from tclip.processing import (
     BadSample,
     PreprocessConfig,
     Tokenizer,
     decode_image,
-    load_preprocess,
-    load_tokenizer,
     preprocess,
 )
-from tclip.experiment import is_workdir
-from tclip.interop import load_pretrained
-from tclip.models import CLIP, CLIPConfig, with_layout
-from tclip.packed import PREPROCESSOR, TOKENIZER, is_packed, load_packed
-from tclip.quant import ternarize_params, with_int8_activations
-from tclip.sharding import BATCH_AXES, axes_size, replicated
 
 # Batches are cut to at most this many rows a device, padded to a power of two: few shapes to
 # compile.
 MAX_BATCH = 128
-
-# What of a config says how a model is computed, and not what.
-RUNTIME_KEYS = ("dtype", "scan_layers", "remat")
 
 ImageInput = str | Path | bytes | Image.Image
 
@@ -139,7 +129,7 @@ class Model:
 
     def local_rows(self, size: int) -> Sequence[int]:
         """The rows of a batch of `size` that this process has to bring."""
-        return range(size) if self.sharding is None else distributed.local_rows(self.sharding, size)
+        return range(size) if self.sharding is None else processes.local_rows(self.sharding, size)
 
     def encode_image_rows(self, pixels: np.ndarray, size: int) -> np.ndarray:
         """Unit embeddings of all images of a batch, float32 [size, D].
@@ -152,7 +142,7 @@ class Model:
 
     def _encode_rows(self, method: Callable, local: np.ndarray, size: int) -> np.ndarray:
         if self.sharding is not None:
-            local = distributed.put_rows(local, size, self.sharding)
+            local = processes.put_rows(local, size, self.sharding)
         return np.asarray(_encode(self.config, method, self.sharding, self.params, local))
 
     def _in_batches(self, method: Callable, inputs: np.ndarray) -> np.ndarray:
@@ -182,51 +172,6 @@ class Model:
             return preprocess(decode_image(image), self.preprocess)
         except BadSample as error:
             raise ValueError(f"{name}: {error}") from None
-
-
-def load(path: str | Path, activations: str | None = None) -> Model:
-    """Loads a model of any kind.
-
-    Args:
-      path: a packed folder (weights stay packed), a training workdir (its newest weights), a CLIP
-        or SigLIP folder of Hugging Face, a CLIP folder of open_clip, or the id of one on the hub.
-      activations: what ternary kernels multiply: "native", or "int8", rounded to 8 bits token by
-        token. By default a workdir's are those it was trained with, others native.
-
-    Raises:
-      FileNotFoundError: `path` or a file that it needs is missing.
-      ValueError: a file in it is damaged, or does not fit the architecture.
-    """
-    if activations not in (None, "native", "int8"):
-        raise ValueError(f"unknown activations {activations!r}; use 'native' or 'int8'")
-    if is_packed(path):
-        config, params, tokenizer, preprocess = load_packed(path)
-        params = with_int8_activations(params) if activations == "int8" else params
-        return Model(config, params, tokenizer, preprocess)
-    if not is_workdir(path):
-        _check_ternary(path, "none", activations)
-        return Model(*load_pretrained(path))
-    path = Path(path)
-    experiment, params, quant = load_trained(path)
-    policy = experiment.quant
-    _check_ternary(path, policy.policy, activations)
-    policy = dataclasses.replace(policy, activations=activations or policy.activations)
-    return Model(
-        experiment.model,
-        ternarize_params(params, quant, policy),
-        load_tokenizer(path / TOKENIZER, experiment.model.text.context_length),
-        load_preprocess(path / PREPROCESSOR),
-    )
-
-
-def _check_ternary(path: str | Path, policy: str, activations: str | None) -> None:
-    if activations == "int8" and policy == "none":
-        raise ValueError(f"{path} has no ternary weights, which int8 activations are for")
-
-
-def computed_as(config: CLIPConfig, other: CLIPConfig) -> CLIPConfig:
-    """Returns the architecture of `config`, computed as `other` says (dtype, scan, remat)."""
-    return dataclasses.replace(config, **{key: getattr(other, key) for key in RUNTIME_KEYS})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

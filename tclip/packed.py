@@ -24,21 +24,20 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tclip.config import build, to_dict
-from tclip.data import (
+from tclip.files import naming, whole_folder
+from tclip.model_kind import CONFIG, PACKED, model_kind
+from tclip.models import CLIPConfig, init_params
+from tclip.processing import (
     PreprocessConfig,
     Tokenizer,
     load_preprocess,
     load_tokenizer,
     save_preprocess,
 )
-from tclip.files import naming, read_json_object, whole_folder
-from tclip.models import CLIPConfig, init_params
 from tclip.quant import TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD
 
-MODEL_TYPE = "tclip"
 FORMAT_VERSION = 1
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -72,7 +71,7 @@ def save_packed(
     path = Path(path)
     if float_dtype not in FLOAT_DTYPES:
         raise ValueError(f"float_dtype: expected one of {FLOAT_DTYPES}, got {float_dtype!r}")
-    if path.exists() and not is_packed(path):
+    if path.exists() and model_kind(path) != "packed":
         raise FileExistsError(f"{path} exists and is no packed model; choose another folder")
     tensors, ternary = {}, {}
     for name, leaf in flatten_dict(params, sep="/").items():
@@ -93,7 +92,7 @@ def save_packed(
         with naming(path / PREPROCESSOR):
             save_preprocess(preprocess, folder / PREPROCESSOR)
         description = {
-            "model_type": MODEL_TYPE,
+            "model_type": PACKED,
             "format_version": FORMAT_VERSION,
             "model": to_dict(config),
             "float_dtype": float_dtype,
@@ -133,14 +132,6 @@ def load_packed(
     )
     tokenizer = load_tokenizer(path / TOKENIZER, config.text.context_length)
     return config, params, tokenizer, load_preprocess(path / PREPROCESSOR)
-
-
-def is_packed(path: str | Path) -> bool:
-    """Whether `path` is a folder whose config.json says that it is a packed model."""
-    try:
-        return read_json_object(Path(path) / CONFIG).get("model_type") == MODEL_TYPE
-    except (OSError, ValueError):
-        return False
 
 
 def folder_bytes(path: str | Path) -> int:
@@ -211,8 +202,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(_read(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: no valid JSON: {error}") from None
-    if not isinstance(description, dict) or description.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{file}: model_type is not {MODEL_TYPE!r}")
+    if not isinstance(description, dict) or description.get("model_type") != PACKED:
+        raise ValueError(f"{file}: model_type is not {PACKED!r}")
     version = description.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(f"{file}: format_version {version!r} is not {FORMAT_VERSION}")

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny
 
 from tclip.export import export_huggingface, export_packed
 from tclip.inference import Model
 from tclip.interop import load_pretrained
-from tclip.models import CLIP
-from tclip.quant import TernaryPolicy, ternarize_params, ternary_paths
+from tclip.models import CLIP, ClipPolicy
+from tclip.quant import ternarize_params, ternary_paths
+from tests.helpers import tiny
 
 TEXTS = ["a red square", "two", "a photo of a green square", ""]
 
@@ -102,7 +102,7 @@ def test_a_float_run_is_written_as_it_is(float_workdir, tmp_path):
 
 
 def test_a_float_run_is_ternarised_on_request(float_workdir, workdir, tmp_path):
-    policy = TernaryPolicy("ffn", "channel", "absmean")
+    policy = ClipPolicy("ffn", "channel", "absmean")
     export_huggingface(float_workdir, tmp_path / "hf", policy=policy)
     _, params, _, _ = load_pretrained(tmp_path / "hf")
     fixed = dataclasses.replace(policy, learn_scale=False, learn_threshold=False)
@@ -119,7 +119,7 @@ def test_a_float_run_is_ternarised_on_request(float_workdir, workdir, tmp_path):
 
 
 def test_anyones_float_clip_is_packed_like_a_run_of_ours(float_workdir, tmp_path):
-    policy = TernaryPolicy("blocks", "channel", "optimal")
+    policy = ClipPolicy("blocks", "channel", "optimal")
     export_huggingface(float_workdir, tmp_path / "hf")
     sizes = export_packed(tmp_path / "hf", tmp_path / "theirs", policy=policy)
     assert 0 < sizes["ternary_fraction"] < 1

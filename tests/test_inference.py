@@ -5,14 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
 import tclip
 from tclip import inference
-from tclip.data import PreprocessConfig, train_tokenizer
 from tclip.inference import Model
 from tclip.models import CLIP
+from tclip.processing import PreprocessConfig, train_tokenizer
+from tests.helpers import tiny
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
 

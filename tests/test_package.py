@@ -38,7 +38,7 @@ def test_the_op_needs_jax_and_nothing_above_it():
 def test_tensorflow_is_never_imported_and_torch_never_needed():
     # None in sys.modules is an ImportError. TensorBoard's writer takes torch where it is there.
     absent = "sys.modules.update(torch=None, transformers=None)"
-    modules = imported_by(f"{absent}; import tclip.trainer, tclip.report, tclip.data.shapes")
+    modules = imported_by(f"{absent}; import tclip.train.loop, tclip.report, tclip.data.shapes")
     assert "tensorflow" not in modules
 
 

@@ -12,15 +12,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny
 from flax.traverse_util import flatten_dict
 
-from tclip.data import clip_tokenizer
 from tclip.inference import Model
-from tclip.models import architecture, init_params
-from tclip.packed import folder_bytes, is_packed, load_packed, save_packed, size_summary
+from tclip.model_kind import model_kind
+from tclip.models import ClipPolicy, architecture, init_params
+from tclip.packed import folder_bytes, load_packed, save_packed, size_summary
+from tclip.processing import clip_tokenizer
 from tclip.quant import (
-    TernaryPolicy,
     TernaryTensor,
     init_quant,
     quantize_params,
@@ -28,6 +27,7 @@ from tclip.quant import (
     ternary_paths,
     unpack,
 )
+from tests.helpers import tiny
 
 KERNEL = "vision/blocks_0/mlp/fc1/kernel"
 
@@ -112,7 +112,7 @@ def test_embeddings_agree_with_the_fake_quantised_model(tmp_path, float_dtype, t
 def test_layers_under_scan_and_blocks_of_inputs_survive(tmp_path):
     config = dataclasses.replace(tiny.config(), scan_layers=True)
     params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
-    policy = TernaryPolicy(policy="blocks", group="block:16")
+    policy = ClipPolicy(policy="blocks", group="block:16")
     quant = init_quant(params, policy)
     pack = functools.partial(quantize_params, policy=policy, dtype=np.float32)
     packed = jax.jit(pack)(params, quant)
@@ -209,7 +209,7 @@ def test_a_changed_config_is_one_clear_error(folder, changes, message):
 @pytest.mark.parametrize("text", ["{", "[" * 10**6, "\x00", '"tclip"'])
 def test_a_config_that_is_no_json_object_is_named(folder, text):
     (folder / "config.json").write_text(text)
-    assert not is_packed(folder)
+    assert model_kind(folder) != "packed"
     with pytest.raises(ValueError, match=r"config\.json: (no valid JSON|model_type)"):
         load_packed(folder)
 
@@ -255,7 +255,7 @@ def test_codes_beyond_the_rows_are_refused(tmp_path):
     vision = dataclasses.replace(tiny.config().vision, width=24)
     config = dataclasses.replace(tiny.config(), vision=vision)
     params = jax.jit(lambda: init_params(config, jax.random.key(0)))()
-    policy = TernaryPolicy(policy="ffn")
+    policy = ClipPolicy(policy="ffn")
     pack = jax.jit(lambda params: quantize_params(params, init_quant(params, policy), policy))
     packed = pack(params)
     folder = save(tmp_path / "packed", packed, config)
@@ -305,7 +305,7 @@ def test_vit_b16_ships_14_times_smaller(tmp_path):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32) * 0.02, shapes)
-    policy = TernaryPolicy(policy="all", estimator="absmean")
+    policy = ClipPolicy(policy="all", estimator="absmean")
     quant = init_quant(params, policy)
     packed = jax.jit(lambda p, q: quantize_params(p, q, policy))(params, quant)
     preprocess = dataclasses.replace(tiny.PREPROCESS, image_size=224)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from tclip.bench.steps import cut_architecture, random_batch
 from tclip.bench.timing import in_turn, seconds_of
-from tclip.models import CLIP, CLIPConfig, init_params
-from tclip.quant import TernaryPolicy, init_quant, quantize_params, with_int8_activations
+from tclip.models import CLIP, CLIPConfig, ClipPolicy, init_params
+from tclip.quant import init_quant, quantize_params, with_int8_activations
 from tclip.tables import markdown_table, megabytes
 
 # By the name of a tower: the method that encodes, and what of a batch.
@@ -70,7 +70,7 @@ def run(
 
 def packed_params(model: CLIPConfig, policy: str) -> dict[str, Any]:
     """Random parameters, packed as a folder of float16 scales is loaded; pure, for jit."""
-    config = TernaryPolicy(policy=policy)
+    config = ClipPolicy(policy=policy)
     params = init_params(model, jax.random.key(0))
     return quantize_params(params, init_quant(params, config), config, dtype=jnp.float16)
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from tclip.gpu_compiler import compile_for_gpu, is_installed
+from tclip.hardware.gpu_compiler import compile_for_gpu, is_installed
 from tclip.kernels.ternary_matmul import gpu
 from tclip.kernels.ternary_matmul.gpu_blocks import TILES, Tile
 from tclip.quant import TernaryTensor

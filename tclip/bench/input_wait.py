@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-from tclip.experiment import experiment_from_config
-from tclip.metrics import read_metrics
-from tclip.recipe import load_recipe
+from tclip.run.experiment import experiment_from_config
+from tclip.run.recipe import load_recipe
 from tclip.tables import markdown_table
-from tclip.trainer import train
+from tclip.train.loop import train
+from tclip.train.metric_writer import read_metrics
 
 # So many rows of metrics in all. The first is left out: no batch is ready when it begins.
 ROWS = 11

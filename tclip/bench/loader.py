@@ -15,16 +15,10 @@ import numpy as np
 from PIL import Image
 
 from tclip.bench.photos import WORDS, write_photo_shards
-from tclip.data import (
-    PreprocessConfig,
-    SourceConfig,
-    View,
-    open_source,
-    train_batches,
-    train_tokenizer,
-)
-from tclip.data.transforms import RESAMPLING, random_crop
+from tclip.data import SourceConfig, View, open_source, train_batches
 from tclip.data.webdataset import expand
+from tclip.processing import PreprocessConfig, train_tokenizer
+from tclip.processing.transforms import RESAMPLING, random_crop
 from tclip.tables import markdown_table
 
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]

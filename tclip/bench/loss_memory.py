@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
+from tclip.hardware.tpu_compiler import answer, ask, libtpu_version
 from tclip.losses import NEGATIVES, LossConfig, Outputs, Widths, init_adapters, total_loss
-from tclip.sharding import MeshConfig, batch_sharding, make_mesh, placed, replicated
+from tclip.parallel.sharding import MeshConfig, batch_sharding, make_mesh, placed, replicated
 from tclip.tables import markdown_table, megabytes
-from tclip.tpu_compiler import answer, ask, libtpu_version
 
 CONTEXT_LENGTH = 77
 

@@ -19,7 +19,7 @@ import numpy as np
 from tclip.bench.gpu_schedule import tile_product
 from tclip.bench.timing import in_turn, seconds_of
 from tclip.bench.tpu_schedule import BATCHES, LAYERS
-from tclip.chips import chip_of
+from tclip.hardware.chips import chip_of
 from tclip.kernels import ternary_matmul
 from tclip.kernels.int8 import quantize_rows
 from tclip.kernels.ternary_matmul import gpu_blocks
@@ -55,7 +55,7 @@ def run(
     Returns:
       The device, and by MxKxN and product: median and range of its microseconds, the median of its
       pairwise ratios to dense bfloat16, and the fraction of the roofline that it reaches, None for
-      a chip that `tclip.chips` does not know.
+      a chip that `tclip.hardware.chips` does not know.
     """
     device = jax.devices()[0].device_kind
     figures = {}

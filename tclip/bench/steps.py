@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tclip.experiment import Experiment
+from tclip.data.batch_layout import batch_layout
 from tclip.models import CLIPConfig, architecture
-from tclip.program import make_program
-from tclip.sharding import MeshConfig, make_mesh
-from tclip.state import Params
-from tclip.step import Batch
+from tclip.parallel.sharding import MeshConfig, make_mesh
+from tclip.run.experiment import Experiment
+from tclip.run.state import Params
+from tclip.train.sharded_step import make_sharded_step
+from tclip.train.step import Batch
 
 
 def cut_architecture(arch: str, layers: int, dtype: str) -> CLIPConfig:
@@ -38,9 +39,9 @@ class TimedStep:
         mesh: Mesh | None = None,
     ):
         mesh = mesh or make_mesh(MeshConfig(data=1))
-        program = make_program(experiment, teacher_model, mesh)
-        self._step = program.step
-        self._state = program.init(None)
+        jitted = make_sharded_step(experiment, teacher_model, mesh)
+        self._step = jitted.step
+        self._state = jitted.init(None)
         self._inputs = teacher_params, batch
         self.seconds()
 
@@ -62,11 +63,12 @@ def experiment_of(model: CLIPConfig, **groups) -> Experiment:
 def random_batch(model: CLIPConfig, batch_size: int) -> Batch:
     """Noise and random tokens."""
     rng = np.random.default_rng(0)
-    size, text = model.vision.image_size, model.text
-    tokens = rng.integers(1, text.eot_token_id, (batch_size, text.context_length))
-    tokens[:, -1] = text.eot_token_id
-    return {
-        "images": jnp.asarray(rng.standard_normal((batch_size, size, size, 3)), jnp.float32),
-        "tokens": jnp.asarray(tokens, jnp.int32),
-        "skipped": jnp.zeros(batch_size, jnp.int32),
+    layout, eot = batch_layout(batch_size, model), model.text.eot_token_id
+    tokens = rng.integers(1, eot, layout["tokens"].shape)
+    tokens[:, -1] = eot
+    values = {
+        "images": rng.standard_normal(layout["images"].shape),
+        "tokens": tokens,
+        "skipped": np.zeros(layout["skipped"].shape),
     }
+    return {name: jnp.asarray(values[name], entry.dtype) for name, entry in layout.items()}

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from tclip.bench.steps import TimedStep, cut_architecture, experiment_of, random_batch
 from tclip.bench.timing import in_turn
-from tclip.experiment import TeacherConfig
-from tclip.flops import forward_flops
 from tclip.losses import LossConfig
-from tclip.models import init_params
-from tclip.quant import TernaryPolicy
+from tclip.models import ClipPolicy, init_params
+from tclip.run.experiment import TeacherConfig
+from tclip.run.flops import forward_flops
 from tclip.tables import markdown_table
 
 
@@ -39,7 +38,7 @@ def run(
     scalars = {"logit_scale": teacher_params["logit_scale"]}
     experiment = experiment_of(
         model,
-        quant=TernaryPolicy(policy="all"),
+        quant=ClipPolicy(policy="all"),
         teacher=TeacherConfig(path=teacher),
         loss=LossConfig(similarity_weight=1.0, embedding_weight=1.0),
     )

@@ -17,12 +17,12 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tclip.bench.schedule import take_schedules
+from tclip.hardware.tpu_compiler import answer
 from tclip.kernels import ternary_matmul
 from tclip.kernels.ternary_matmul.tpu import vmem_limit
 from tclip.kernels.ternary_matmul.tpu_units import has_paired_units, paired_dot
 from tclip.quant import TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD
-from tclip.tpu_compiler import answer
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 

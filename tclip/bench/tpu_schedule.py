@@ -18,9 +18,9 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from tqdm import tqdm
 
 from tclip.bench.schedule import dump_flags
+from tclip.hardware.tpu_compiler import environment, libtpu_version, read_answers
 from tclip.kernels.ternary_matmul.blocks import share
 from tclip.tables import markdown_table, percent
-from tclip.tpu_compiler import environment, libtpu_version, read_answers
 
 TABLE = Path(__file__).with_suffix(".json")
 # The device kinds of the chips, and their cores.

@@ -7,7 +7,7 @@ import jax
 
 from tclip.bench.steps import TimedStep, cut_architecture, experiment_of, random_batch
 from tclip.bench.timing import in_turn
-from tclip.quant import TernaryPolicy
+from tclip.models import ClipPolicy
 from tclip.tables import markdown_table
 
 
@@ -29,7 +29,7 @@ def run(
     model = cut_architecture(arch, layers, dtype)
     batch = random_batch(model, batch_size)
     steps = {
-        name: TimedStep(experiment_of(model, quant=TernaryPolicy(policy=policy)), batch)
+        name: TimedStep(experiment_of(model, quant=ClipPolicy(policy=policy)), batch)
         for name, policy in (("float", "none"), ("ternary", "all"))
     }
     seconds = in_turn({name: step.seconds for name, step in steps.items()}, repeats)

@@ -11,13 +11,13 @@ import jax
 
 from tclip.bench.steps import TimedStep, experiment_of, random_batch
 from tclip.data import SourceConfig
-from tclip.experiment import Experiment, read_experiment
-from tclip.metrics import read_metrics
 from tclip.models import architecture
-from tclip.optim import OptimConfig
-from tclip.sharding import batch_sharding, make_mesh
+from tclip.parallel.sharding import batch_sharding, make_mesh
+from tclip.run.experiment import Experiment, read_experiment
+from tclip.run.optim import OptimConfig
 from tclip.tables import markdown_table
-from tclip.trainer import train
+from tclip.train.loop import train
+from tclip.train.metric_writer import read_metrics
 
 
 def run(

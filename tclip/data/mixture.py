@@ -6,8 +6,9 @@ import hashlib
 import itertools
 import math
 
+from tclip.data.opening import open_source
 from tclip.data.order import PATTERN
-from tclip.data.source import SEPARATOR, Sample, Source, SourceConfig, open_source
+from tclip.data.source import SEPARATOR, Sample, Source, SourceConfig
 
 
 @dataclasses.dataclass(frozen=True)

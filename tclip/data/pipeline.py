@@ -12,9 +12,10 @@ from absl import flags
 
 from tclip.data.mixture import Mixture, mixture_of
 from tclip.data.order import SampleOrder
-from tclip.data.source import BadSample, Sample, Source
-from tclip.data.tokenizer import Tokenizer
-from tclip.data.transforms import PreprocessConfig, augment, decode_image, preprocess
+from tclip.data.source import Sample, Source
+from tclip.processing.bad_sample import BadSample
+from tclip.processing.tokenizer import Tokenizer
+from tclip.processing.transforms import PreprocessConfig, augment, decode_image, preprocess
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class View:
 
 
 class Embeddings(Protocol):
-    """A teacher's stored embeddings of augmented samples (see tclip/data/teacher_cache.py).
+    """A teacher's stored embeddings of augmented samples (see tclip/train/teacher_cache.py).
 
     Attributes:
       augmentations: how many augmentations of every sample there are.
@@ -205,10 +206,7 @@ def train_batches(
       embeddings: of a teacher; the augmentations are then those that it has seen, in turn.
 
     Returns:
-      Batches of B = len(rows) rows: "images" float32 [B, S, S, 3], "tokens" int32 [B, L], and
-      "skipped" int32 [B], the unusable samples met on the way to each row. Also "teacher_images"
-      and "teacher_tokens" where the teacher's differ from the student's, and with embeddings
-      "teacher_image_embeddings" and "teacher_text_embeddings" float32 [B, D].
+      Batches of B = len(rows) rows, as `tclip.data.batch_layout` says.
 
     Raises:
       ValueError: an empty source, a negative seed, or rows that the batch does not have. When

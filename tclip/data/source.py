@@ -9,10 +9,6 @@ from typing import Protocol, runtime_checkable
 SEPARATOR = "::"
 
 
-class BadSample(ValueError):
-    """One sample cannot be used; the message says which and why. Callers skip and count it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One encoded image with its captions.
@@ -100,32 +96,3 @@ def data_dir(cfg: SourceConfig) -> Path:
     """The folder for prepared data and indices (see SourceConfig.data_dir)."""
     chosen = cfg.data_dir or os.environ.get("TCLIP_DATA_DIR") or "~/.cache/tclip"
     return Path(chosen).expanduser().absolute()
-
-
-def open_source(cfg: SourceConfig) -> Source:
-    """Opens one data set, preparing or indexing it first where that has not been done.
-
-    Raises:
-      ValueError: an unknown kind of source, split or feature, or several joined by "::".
-      FileNotFoundError: the data is absent.
-    """
-    if SEPARATOR in cfg.source:
-        raise ValueError(f"{cfg.source!r}: only training mixes several sources; name one")
-    # Imported here: TFDS takes long to import and most runs need one kind of source.
-    kind, _, rest = cfg.source.partition(":")
-    if kind == "shapes":
-        from tclip.data.tfds_source import open_shapes
-
-        return open_shapes(cfg, rest or "full")
-    if kind == "tfds" and rest:
-        from tclip.data.tfds_source import open_tfds
-
-        return open_tfds(cfg, rest)
-    if kind == "wds" and rest:
-        from tclip.data.webdataset import open_webdataset
-
-        return open_webdataset(cfg, rest)
-    raise ValueError(
-        f"unknown data source {cfg.source!r}: expected shapes, shapes:tiny, tfds:NAME, "
-        "wds:PATTERN or wds:DIR"
-    )

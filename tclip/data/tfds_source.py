@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tclip.data.source import BadSample, Sample, SourceConfig, data_dir, fill
+from tclip.data.source import Sample, SourceConfig, data_dir, fill
+from tclip.processing.bad_sample import BadSample
 
 log = logging.getLogger(__name__)
 

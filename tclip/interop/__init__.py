@@ -4,15 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tclip.data import PreprocessConfig, Tokenizer, load_pretrained_tokenizer
 from tclip.interop.hub import resolve
-from tclip.interop.huggingface import CONFIG, WEIGHTS, load_huggingface
+from tclip.interop.huggingface import load_huggingface
 from tclip.interop.huggingface_config import read_config
 from tclip.interop.huggingface_save import save_huggingface
-from tclip.interop.open_clip import OPEN_CLIP_CONFIG, load_open_clip
+from tclip.interop.json_config import read_json_config
+from tclip.interop.open_clip import load_open_clip
 from tclip.interop.open_clip import read_config as read_model_cfg
-from tclip.interop.section import read_section
+from tclip.model_kind import CONFIG, OPEN_CLIP_CONFIG, model_kind
 from tclip.models import CLIPConfig
+from tclip.processing import PreprocessConfig, Tokenizer, load_pretrained_tokenizer
 
 __all__ = ["load_pretrained", "read_architecture", "save_huggingface"]
 
@@ -23,7 +24,7 @@ def load_pretrained(
     """Reads a float CLIP or SigLIP from a folder, or by hub id; see `resolve`.
 
     A folder is Hugging Face's (config.json, model.safetensors) or open_clip's
-    (open_clip_config.json, open_clip_model.safetensors); one that is both is read as the former.
+    (open_clip_config.json, open_clip_model.safetensors), as `model_kind` says.
 
     Returns:
       The architecture, float32 parameters with blocks one by one (`with_layout` stacks them), the
@@ -35,14 +36,11 @@ def load_pretrained(
         the key or tensor, and what can be done.
     """
     folder = resolve(name_or_path)
-    has_weights = any((folder / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
-    is_open_clip = (folder / OPEN_CLIP_CONFIG).is_file()
-    if is_open_clip and not (has_weights and (folder / CONFIG).is_file()):
-        config, params, preprocess = load_open_clip(folder)
-    elif (folder / CONFIG).is_file():
-        config, params, preprocess = load_huggingface(folder)
-    else:
+    kind = model_kind(folder)
+    if kind is None:
         raise _no_model(folder)
+    load = load_open_clip if kind == "open_clip" else load_huggingface
+    config, params, preprocess = load(folder)
     tokenizer = load_pretrained_tokenizer(folder, config.text.context_length)
     if config.text.pooling == "last":
         # Their configs do not know its id, nor do the models need it.
@@ -61,11 +59,12 @@ def read_architecture(folder: Path) -> CLIPConfig:
       FileNotFoundError: it is no folder of Hugging Face or open_clip.
       ValueError: its config is broken, or that of a model of another kind.
     """
-    if (folder / CONFIG).is_file():
-        return read_config(read_section(folder / CONFIG))
-    if (folder / OPEN_CLIP_CONFIG).is_file():
-        return read_model_cfg(read_section(folder / OPEN_CLIP_CONFIG).section("model_cfg"))
-    raise _no_model(folder)
+    kind = model_kind(folder)
+    if kind is None:
+        raise _no_model(folder)
+    if kind == "open_clip":
+        return read_model_cfg(read_json_config(folder / OPEN_CLIP_CONFIG).group("model_cfg"))
+    return read_config(read_json_config(folder / CONFIG))
 
 
 def _no_model(folder: Path) -> FileNotFoundError:

@@ -6,8 +6,8 @@ Names of tensors are those of transformers 5.
 from pathlib import Path
 from typing import Any
 
-from tclip.data import PreprocessConfig, load_preprocess
 from tclip.interop.huggingface_config import read_config
+from tclip.interop.json_config import read_json_config
 from tclip.interop.mapping import (
     CONVOLUTION,
     SAME,
@@ -21,11 +21,12 @@ from tclip.interop.mapping import (
     packed_attention,
     under_axes,
 )
-from tclip.interop.section import read_section
 from tclip.interop.tensors import read_tensors
+from tclip.model_kind import CONFIG, HUGGINGFACE_WEIGHTS
 from tclip.models import CLIPConfig
+from tclip.processing import PreprocessConfig, load_preprocess
 
-CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
+PREPROCESSOR = "preprocessor_config.json"
 # What transformers 5 writes in place of PREPROCESSOR.
 PROCESSOR = "processor_config.json"
 # Counters 0, 1, 2, ... that old checkpoints hold.
@@ -39,12 +40,18 @@ def load_huggingface(folder: Path) -> tuple[CLIPConfig, dict[str, Any], Preproce
       FileNotFoundError: a file is missing.
       ValueError: a file is broken, or of a model that the encoders cannot be.
     """
-    section = read_section(folder / CONFIG)
+    section = read_json_config(folder / CONFIG)
     config = read_config(section)
     # Patches of images of any shape come to it flattened, as ours are.
     flat = section.values["model_type"] == "siglip2"
     table = tensor_table(config, TRANSPOSED if flat else CONVOLUTION)
-    params = import_params(read_tensors(folder, WEIGHTS), table, config, BUFFERS, folder / WEIGHTS)
+    params = import_params(
+        read_tensors(folder, HUGGINGFACE_WEIGHTS),
+        table,
+        config,
+        BUFFERS,
+        folder / HUGGINGFACE_WEIGHTS,
+    )
     has_old, has_new = ((folder / name).is_file() for name in (PREPROCESSOR, PROCESSOR))
     preprocess = load_preprocess(folder / (PROCESSOR if has_new and not has_old else PREPROCESSOR))
     return config, params, preprocess

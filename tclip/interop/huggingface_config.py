@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tclip.interop.section import Section, T
+from tclip.interop.json_config import JsonConfig, T
 from tclip.models import CLIPConfig, TextConfig, VisionConfig
 
 # What a config.json leaves out. CLIP's defaults are ours.
@@ -44,7 +44,7 @@ ACTIVATIONS = {
 LEGACY_EOS = 2
 
 
-def read_config(section: Section) -> CLIPConfig:
+def read_config(section: JsonConfig) -> CLIPConfig:
     """Returns the architecture that a config.json describes, blocks one by one.
 
     A SigLIP 2 for images of any shape ("siglip2") gets the square size of its position embeddings.
@@ -117,7 +117,7 @@ def write_config(config: CLIPConfig, special_ids: dict[str, int | None]) -> dict
             part["projection_dim"] = config.embed_dim
     else:
         values["text_config"]["projection_size"] = config.embed_dim
-    meant, written = _flat(config), _flat(read_config(Section(values, name)))
+    meant, written = _flat(config), _flat(read_config(JsonConfig(values, name)))
     unknown = {"clip": "logit_bias", "siglip": "text.eot_token_id"}[kind]
     for key in sorted(meant.keys() - {unknown}):
         if meant[key] != written[key]:
@@ -128,19 +128,19 @@ def write_config(config: CLIPConfig, special_ids: dict[str, int | None]) -> dict
     return values
 
 
-def _tower(section: Section, name: str) -> Section:
+def _tower(section: JsonConfig, name: str) -> JsonConfig:
     # Where the legacy key is there, transformers goes by it alone.
     legacy = f"{name}_config_dict"
-    return section.section(f"{name}_config" if section.values.get(legacy) is None else legacy)
+    return section.group(f"{name}_config" if section.values.get(legacy) is None else legacy)
 
 
 def _values(
-    section: Section, keys: dict[str, str], default: VisionConfig | TextConfig
+    section: JsonConfig, keys: dict[str, str], default: VisionConfig | TextConfig
 ) -> dict[str, int]:
     return {ours: section.get(theirs, getattr(default, ours)) for ours, theirs in keys.items()}
 
 
-def _of_both(text: Section, vision: Section, key: str, default: T) -> T:
+def _of_both(text: JsonConfig, vision: JsonConfig, key: str, default: T) -> T:
     values = text.get(key, default), vision.get(key, default)
     if values[0] != values[1]:
         raise ValueError(

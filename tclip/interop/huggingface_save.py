@@ -10,13 +10,14 @@ from typing import Any
 import safetensors.numpy
 from tokenizers import models
 
-from tclip.data import PreprocessConfig, Tokenizer, save_preprocess
-from tclip.data.tokenizer import WORD_END
 from tclip.files import naming, whole_folder
-from tclip.interop.huggingface import CONFIG, PREPROCESSOR, WEIGHTS, tensor_table
+from tclip.interop.huggingface import PREPROCESSOR, tensor_table
 from tclip.interop.huggingface_config import write_config
 from tclip.interop.mapping import export_tensors
+from tclip.model_kind import CONFIG, HUGGINGFACE_WEIGHTS
 from tclip.models import CLIPConfig, with_layout
+from tclip.processing import PreprocessConfig, Tokenizer, save_preprocess
+from tclip.processing.tokenizer import WORD_END
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -54,9 +55,9 @@ def save_huggingface(
     if config.logit_bias and "logit_bias" not in tensors:
         logging.getLogger(__name__).warning("CLIPModel has no logit_bias: it is left out")
     with whole_folder(path) as folder:
-        with naming(path / WEIGHTS):
+        with naming(path / HUGGINGFACE_WEIGHTS):
             weights = safetensors.numpy.save(tensors, {"format": "pt"})
-            (folder / WEIGHTS).write_bytes(weights)
+            (folder / HUGGINGFACE_WEIGHTS).write_bytes(weights)
         with naming(path / TOKENIZER):
             _save_tokenizer(tokenizer, special, folder)
         with naming(path / PREPROCESSOR):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tclip.data import PreprocessConfig
+from tclip.interop.json_config import JsonConfig, read_json_config
 from tclip.interop.mapping import (
     CONVOLUTION,
     Entry,
@@ -17,11 +17,12 @@ from tclip.interop.mapping import (
     norm,
     packed_attention,
 )
-from tclip.interop.section import Section, read_section
 from tclip.interop.tensors import read_tensors
+from tclip.model_kind import OPEN_CLIP_CONFIG
 from tclip.models import CLIPConfig, TextConfig, VisionConfig
+from tclip.processing import PreprocessConfig
 
-OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 
 # Keys that make another model of it unless they have this value, by section; a null has it too.
 _BLOCK = {
@@ -89,22 +90,22 @@ def load_open_clip(folder: Path) -> tuple[CLIPConfig, dict[str, Any], Preprocess
       FileNotFoundError: a file is missing.
       ValueError: a file is broken, or of a model that the encoders cannot be.
     """
-    section = read_section(folder / OPEN_CLIP_CONFIG)
-    config = read_config(section.section("model_cfg"))
-    preprocess = _read_preprocess(section.section("preprocess_cfg"), config.vision.image_size)
+    section = read_json_config(folder / OPEN_CLIP_CONFIG)
+    config = read_config(section.group("model_cfg"))
+    preprocess = _read_preprocess(section.group("preprocess_cfg"), config.vision.image_size)
     tensors = read_tensors(folder, OPEN_CLIP_WEIGHTS)
     table = tensor_table(config, custom_text="text.token_embedding.weight" in tensors)
     params = import_params(tensors, table, config, BUFFERS, folder / OPEN_CLIP_WEIGHTS)
     return config, params, preprocess
 
 
-def read_config(model: Section) -> CLIPConfig:
+def read_config(model: JsonConfig) -> CLIPConfig:
     """Returns the architecture that a `model_cfg` describes, blocks one by one.
 
     Raises:
       ValueError: a value that no model of ours has; the message names the file and the key.
     """
-    vision, text = model.section("vision_cfg"), model.section("text_cfg")
+    vision, text = model.group("vision_cfg"), model.group("text_cfg")
     for name, section in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text)):
         _check_keys(section, FIXED[name], OTHERS[name])
     if isinstance(vision.values.get("layers"), list):
@@ -181,7 +182,7 @@ def _blocks(theirs: str, ours: str, layers: int) -> Table:
         yield from linear(f"{layer}.mlp.c_proj", f"{block}/mlp/fc2")
 
 
-def _check_keys(section: Section, fixed: Mapping[str, Any], others: set[str]) -> None:
+def _check_keys(section: JsonConfig, fixed: Mapping[str, Any], others: set[str]) -> None:
     for key, value in section.values.items():
         if key in fixed and value is not None and (value or None) != (fixed[key] or None):
             raise ValueError(f"{section.where}: {key} is {value!r}; {REMEDY}")
@@ -189,7 +190,7 @@ def _check_keys(section: Section, fixed: Mapping[str, Any], others: set[str]) ->
             raise ValueError(f"{section.where}: {key} is not known; {REMEDY}")
 
 
-def _read_preprocess(section: Section, image_size: int) -> PreprocessConfig:
+def _read_preprocess(section: JsonConfig, image_size: int) -> PreprocessConfig:
     # open_clip goes by the size of the model here, too.
     default = PreprocessConfig()
     try:
@@ -205,7 +206,7 @@ def _read_preprocess(section: Section, image_size: int) -> PreprocessConfig:
 
 
 def _channels(
-    section: Section, key: str, default: tuple[float, float, float]
+    section: JsonConfig, key: str, default: tuple[float, float, float]
 ) -> tuple[float, float, float]:
     try:
         red, green, blue = map(float, section.values.get(key) or default)

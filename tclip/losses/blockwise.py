@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from tclip.losses.config import LossConfig
+from tclip.losses.exchange import Visit, chunked, ring
 from tclip.losses.logits import logits, make_block
 from tclip.losses.outputs import Outputs
-from tclip.losses.sweep import Visit, chunked, ring
 from tclip.losses.terms import pairwise_terms
-from tclip.sharding import BATCH_AXES
+from tclip.parallel.sharding import BATCH_AXES
 
 _OVER_BATCH, _EVERYWHERE = PartitionSpec(BATCH_AXES), PartitionSpec()
 _OUTPUTS = Outputs(_OVER_BATCH, _OVER_BATCH, _EVERYWHERE, _EVERYWHERE)

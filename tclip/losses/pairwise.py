@@ -9,7 +9,7 @@ from tclip.losses.config import LossConfig
 from tclip.losses.logits import make_block
 from tclip.losses.outputs import Outputs, unit
 from tclip.losses.terms import needs_teacher, pairwise_terms
-from tclip.sharding import BATCH_AXES, axes_size, batch_sharding
+from tclip.parallel.sharding import BATCH_AXES, axes_size, batch_sharding
 
 
 def pairwise_losses(

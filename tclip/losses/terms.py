@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from tclip.losses.config import LossConfig
 from tclip.losses.logits import Block
-from tclip.losses.sums import Scaled, exp_sum
+from tclip.losses.partial_sums import Scaled, exp_sum
 
 
 class Term(Protocol):

@@ -2,21 +2,29 @@
 
 from tclip.models.architectures import (
     ARCHITECTURES,
+    RUNTIME_KEYS,
     CLIPConfig,
     TextConfig,
     VisionConfig,
     architecture,
+    computed_as,
 )
-from tclip.models.clip import CLIP, init_params, logit_bias, logit_scale
+from tclip.models.clip import CLIP, bound_logit_scale, init_params, logit_bias, logit_scale
 from tclip.models.layout import with_layout
+from tclip.models.ternary_policy import PRESETS, ClipPolicy
 
 __all__ = [
     "ARCHITECTURES",
     "CLIP",
+    "PRESETS",
+    "RUNTIME_KEYS",
     "CLIPConfig",
+    "ClipPolicy",
     "TextConfig",
     "VisionConfig",
     "architecture",
+    "bound_logit_scale",
+    "computed_as",
     "init_params",
     "logit_bias",
     "logit_scale",

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# What of a config says how a model is computed, and not what.
+RUNTIME_KEYS = ("dtype", "scan_layers", "remat")
+
 
 def _check_transformer(tower: str, config: "VisionConfig | TextConfig") -> None:
     for name in ("width", "layers", "heads", "mlp_dim"):
@@ -173,3 +176,8 @@ def architecture(name: str) -> CLIPConfig:
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
+
+
+def computed_as(config: CLIPConfig, other: CLIPConfig) -> CLIPConfig:
+    """Returns the architecture of `config`, computed as `other` says (dtype, scan, remat)."""
+    return dataclasses.replace(config, **{key: getattr(other, key) for key in RUNTIME_KEYS})

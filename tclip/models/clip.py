@@ -76,33 +76,22 @@ def init_params(config: CLIPConfig, key: jax.Array) -> dict:
 
 
 def logit_scale(params: dict) -> jax.Array:
-    """The float32 factor of the cosines: exp of the parameter, for CLIP at most 100.
+    """The float32 factor of the cosines: exp of the parameter."""
+    return jnp.exp(params["logit_scale"].astype(jnp.float32))
 
-    At the bound the gradient passes only where descent leads back below it, so that the scale
-    neither drifts away nor stays stuck. SigLIP, a model with a bias of the logits, has no bound:
-    published ones reach 117.
+
+def bound_logit_scale(params: dict) -> dict:
+    """Returns the parameters with the factor of the cosines at most `MAX_LOGIT_SCALE`, as CLIP is
+    trained.
+
+    SigLIP, a model with a bias of the logits, has no bound: published ones reach 117.
     """
-    log_scale = params["logit_scale"].astype(jnp.float32)
-    return jnp.exp(log_scale) if "logit_bias" in params else _bounded_exp(log_scale)
+    if "logit_bias" in params:
+        return params
+    bound = math.log(MAX_LOGIT_SCALE)
+    return params | {"logit_scale": jnp.minimum(params["logit_scale"], bound)}
 
 
 def logit_bias(params: dict) -> jax.Array:
     """The float32 bias of the logits; zero for a model that has none."""
     return jnp.asarray(params.get("logit_bias", 0.0), jnp.float32)
-
-
-@jax.custom_vjp
-def _bounded_exp(x: jax.Array) -> jax.Array:
-    return jnp.minimum(jnp.exp(x), MAX_LOGIT_SCALE)
-
-
-def _bounded_exp_forward(x):
-    y = _bounded_exp(x)
-    return y, y
-
-
-def _bounded_exp_backward(y, gradient):
-    return (jnp.where((y < MAX_LOGIT_SCALE) | (gradient > 0), gradient * y, 0.0),)
-
-
-_bounded_exp.defvjp(_bounded_exp_forward, _bounded_exp_backward)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tclip.gather import GatheredWeight
 from tclip.kernels import ternary_matmul
 from tclip.kernels.fake_quant import fake_quantize_rows
+from tclip.parallel.gather import GatheredWeight
 from tclip.quant import Int8Activations, TernaryTensor
 from tclip.quant.packing import CODES_PER_WORD, code_at
 

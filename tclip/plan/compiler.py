@@ -5,10 +5,10 @@ import logging
 import re
 
 from tclip.config import to_dict
-from tclip.experiment import Experiment
+from tclip.hardware.tpu_compiler import ask, libtpu_version
 from tclip.models import CLIPConfig
 from tclip.plan.collectives import Traffic
-from tclip.tpu_compiler import ask, libtpu_version
+from tclip.run.experiment import Experiment
 
 _TOPOLOGY = re.compile(r"(?:(\d+)x)?([a-z]\w*:\d+(?:x\d+)*)")
 # As in "(26.72G) exceeds available HBM", or "Used 17.1G of 15.75G hbm".

@@ -3,15 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-from tclip.experiment import Experiment, check_hidden_layers, is_workdir, read_experiment
-from tclip.inference import computed_as
 from tclip.interop import read_architecture
-from tclip.models import CLIPConfig, architecture
-from tclip.prepare import adopt, read_tokenizer, takes_tokenizer_of, with_vocabulary
+from tclip.model_kind import model_kind
+from tclip.models import CLIPConfig, architecture, computed_as
+from tclip.run.experiment import Experiment, check_hidden_layers, read_experiment
+from tclip.train.setup import adopt, read_tokenizer, takes_tokenizer_of, with_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Models:
+class PlannedModels:
     """Attributes: experiment: with the student's architecture; teacher: its, or None; notes: what
     had to be assumed, for people."""
 
@@ -20,7 +20,7 @@ class Models:
     notes: tuple[str, ...] = ()
 
 
-def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
+def settle_models(experiment: Experiment, teacher_arch: str = "") -> PlannedModels:
     """Finds the architectures of teacher and student without reading weights or the network.
 
     Args:
@@ -51,7 +51,7 @@ def settle_models(experiment: Experiment, teacher_arch: str = "") -> Models:
     if named is not None or not experiment.adopts_architecture:
         experiment, note = _with_vocabulary(experiment, named or teacher)
         notes += [note] if note else []
-    return Models(experiment, teacher, tuple(notes))
+    return PlannedModels(experiment, teacher, tuple(notes))
 
 
 def _with_vocabulary(experiment: Experiment, origin: CLIPConfig | None) -> tuple[Experiment, str]:
@@ -89,4 +89,6 @@ def _in_folder(path: str) -> CLIPConfig | None:
     """The architecture of a workdir or of a folder of Hugging Face or open_clip, else None."""
     if not Path(path).is_dir():
         return None
-    return read_experiment(Path(path)).model if is_workdir(path) else read_architecture(Path(path))
+    if model_kind(path) == "workdir":
+        return read_experiment(Path(path)).model
+    return read_architecture(Path(path))

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tclip.chips import Chip, chip_of
-from tclip.experiment import Experiment
-from tclip.flops import step_flops
+from tclip.hardware.chips import Chip, chip_of
 from tclip.models import CLIPConfig
 from tclip.plan.collectives import Traffic
 from tclip.plan.compiler import Compiled, Topology, compile_step
-from tclip.plan.models import Models
+from tclip.plan.models import PlannedModels
+from tclip.run.experiment import Experiment
+from tclip.run.flops import step_flops
 from tclip.tables import markdown_table, percent
 
 
@@ -88,7 +88,7 @@ class Plan:
         return values
 
 
-def plan_run(models: Models, cached: bool, topology: Topology) -> Plan:
+def plan_run(models: PlannedModels, cached: bool, topology: Topology) -> Plan:
     """Compiles a run's step and plans by it; see `compile_step` and `make_plan`."""
     compiled = compile_step(models.experiment, models.teacher, cached, topology)
     return make_plan(models.experiment, models.teacher, cached, topology, compiled)

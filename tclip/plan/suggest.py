@@ -5,10 +5,10 @@ import itertools
 import logging
 from typing import Any
 
-from tclip.experiment import Experiment
 from tclip.plan.compiler import Topology
-from tclip.plan.models import Models
+from tclip.plan.models import PlannedModels
 from tclip.plan.report import Plan, compare, plan_run
+from tclip.run.experiment import Experiment
 
 # Mildest first: what already fits is not recomputed further.
 REMATS = ("none", "dots", "full")
@@ -30,7 +30,7 @@ class Candidate:
         return {"changes": self.changes, "plan": self.plan.to_dict()}
 
 
-def search(models: Models, cached: bool, topology: Topology) -> list[Candidate]:
+def search(models: PlannedModels, cached: bool, topology: Topology) -> list[Candidate]:
     """Compiles at most 18 variants and returns the best that fit, most samples a second first.
 
     The numbers of steps shrink as the batch grows, so that all see the same samples.
@@ -71,7 +71,9 @@ def _changes(experiment: Experiment, factor: int, fsdp: int, remat: str) -> dict
     }
 
 
-def _plan(models: Models, cached: bool, topology: Topology, changes: dict[str, int | str]) -> Plan:
+def _plan(
+    models: PlannedModels, cached: bool, topology: Topology, changes: dict[str, int | str]
+) -> Plan:
     experiment = models.experiment
     for key, value in changes.items():
         group, name = key.split(".")
@@ -80,7 +82,7 @@ def _plan(models: Models, cached: bool, topology: Topology, changes: dict[str, i
     teacher = models.teacher
     if teacher is not None:
         teacher = dataclasses.replace(teacher, remat=experiment.model.remat)
-    return plan_run(Models(experiment, teacher), cached, topology)
+    return plan_run(PlannedModels(experiment, teacher), cached, topology)
 
 
 def describe_candidates(candidates: list[Candidate]) -> str:

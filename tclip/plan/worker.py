@@ -14,15 +14,15 @@ import jax
 from jax.experimental import topologies
 
 from tclip.config import build
-from tclip.experiment import Experiment
+from tclip.hardware.tpu_compiler import answer
 from tclip.models import CLIPConfig
+from tclip.parallel.sharding import check_batch, make_mesh
 from tclip.plan.collectives import traffic
 from tclip.plan.costs import hbm_bytes, matrix_flops
 from tclip.plan.hlo import parse_module
 from tclip.plan.inputs import abstract_batch, abstract_teacher
-from tclip.program import make_program
-from tclip.sharding import check_batch, make_mesh
-from tclip.tpu_compiler import answer
+from tclip.run.experiment import Experiment
+from tclip.train.sharded_step import make_sharded_step
 
 
 def compile_step(job: dict[str, Any]) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def compile_step(job: dict[str, Any]) -> dict[str, Any]:
     ).devices
     mesh = make_mesh(experiment.mesh, devices)
     check_batch(experiment.train.batch_size, experiment.optim.accumulate, mesh)
-    program = make_program(experiment, teacher, mesh)
+    jitted = make_sharded_step(experiment, teacher, mesh)
     inputs = (
-        program.state,
+        jitted.state,
         abstract_teacher(teacher, job["cached"], mesh),
         abstract_batch(experiment, teacher, job["cached"], mesh),
     )
@@ -62,7 +62,7 @@ def compile_step(job: dict[str, Any]) -> dict[str, Any]:
         "argument_bytes": sum(map(_shard_bytes, jax.tree.leaves(inputs))),
     }
     try:
-        compiled = program.step.lower(*inputs).compile()
+        compiled = jitted.step.lower(*inputs).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -13,12 +13,11 @@ from tclip.quant.params import (
     ternary_paths,
     with_int8_activations,
 )
-from tclip.quant.policy import PRESETS, TernaryPolicy
+from tclip.quant.policy import TernaryPolicy
 from tclip.quant.tensor import Int8Activations, TernaryTensor
 
 __all__ = [
     "ESTIMATORS",
-    "PRESETS",
     "Int8Activations",
     "TernaryPolicy",
     "TernaryTensor",

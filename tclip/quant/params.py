@@ -17,7 +17,7 @@ from tclip.quant.estimators import ESTIMATORS, MIN_SCALE
 from tclip.quant.groups import group_shape
 from tclip.quant.op import ternarize, ternary_codes
 from tclip.quant.packing import pack
-from tclip.quant.policy import PRESETS, TernaryPolicy
+from tclip.quant.policy import TernaryPolicy
 from tclip.quant.tensor import Int8Activations, TernaryTensor
 
 Quant = dict[str, dict[str, jax.Array]]
@@ -40,7 +40,7 @@ def ternary_paths(params: Any, policy: TernaryPolicy) -> tuple[str, ...]:
         if not any(re.fullmatch(pattern, path) for path in leaves):
             raise ValueError(
                 f"pattern {pattern!r} of ternary policy {policy.policy!r} matches no parameter; "
-                f"use a preset ({', '.join(PRESETS)}) or regular expressions for whole paths such "
+                f"use {', '.join(policy.names)}, or regular expressions for whole paths such "
                 f"as {', '.join(list(leaves)[:3])}"
             )
     paths = tuple(path for path in leaves if policy.matches(path))

@@ -6,31 +6,14 @@ from dataclasses import dataclass
 from tclip.quant.estimators import ESTIMATORS
 from tclip.quant.groups import block_size
 
-_FFN = (r"(?:.*/)?mlp/(?:fc1|fc2)/kernel",)
-_BLOCKS = (*_FFN, r"(?:.*/)?attn/(?:q|k|v|out)_proj/kernel")
-# One pattern, as the image tower of SigLIP has no projection.
-_PROJECTIONS = (r"(?:.*/)?(?:vision|text)/projection/kernel",)
-_EMBEDDINGS = (
-    r"(?:.*/)?vision/patch_embed/kernel",
-    r"(?:.*/)?text/token_embedding/embedding",
-)
-
-PRESETS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "ffn": _FFN,
-    "blocks": _BLOCKS,
-    "blocks+proj": _BLOCKS + _PROJECTIONS,
-    "all": _BLOCKS + _PROJECTIONS + _EMBEDDINGS,
-}
-
 
 @dataclass(frozen=True)
 class TernaryPolicy:
     """The choice of ternary leaves, of their groups, and of where scales and thresholds come from.
 
     Attributes:
-      policy: a name in `PRESETS`, or regular expressions separated by commas (which they cannot
-        contain themselves); a leaf is ternary if one of them matches its whole "/"-joined path.
+      policy: "none", or regular expressions separated by commas (which they cannot contain
+        themselves); a leaf is ternary if one of them matches its whole "/"-joined path.
       group: "tensor", "channel" (a scale for every output), or "block:B" (one for every B inputs of
         every output; B divides the input dimension).
       estimator: a name in `ESTIMATORS`; gives the initial value of what is learned, and the value
@@ -67,10 +50,15 @@ class TernaryPolicy:
                 ) from None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What `policy` may be besides regular expressions."""
+        return ("none",)
+
+    @property
     def patterns(self) -> tuple[str, ...]:
         """The regular expressions that the policy stands for."""
-        if self.policy in PRESETS:
-            return PRESETS[self.policy]
+        if self.policy == "none":
+            return ()
         return tuple(pattern.strip() for pattern in self.policy.split(","))
 
     def matches(self, path: str) -> bool:

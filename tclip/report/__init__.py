@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from tclip import inference
-from tclip.checkpoint import load_trained
-from tclip.metrics import read_metrics
+from tclip import loading
 from tclip.report import pictures, plots
 from tclip.report.markdown import comparison_table, render
 from tclip.report.results import collect, open_data
+from tclip.run.checkpoint import load_trained
+from tclip.train.metric_writer import read_metrics
 
 
 def make_report(
@@ -57,7 +57,7 @@ def make_report(
         "training_curves.png": "Training curves",
         "weights.png": "Latent weights of a layer with thresholds and ternary levels",
     }
-    rows = pictures.retrieved(inference.load(packed), data)
+    rows = pictures.retrieved(loading.load(packed), data)
     if rows:
         plots.retrieval_grid(out / "retrieval.png", rows)
         files["retrieval.png"] = (

@@ -9,9 +9,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from tclip.data import Source, decode_image
+from tclip.data import Source
 from tclip.evals import distinct_captions, embed_images
 from tclip.inference import Model
+from tclip.processing import decode_image
 from tclip.quant import ESTIMATORS, TernaryPolicy, ternary_paths
 from tclip.quant.groups import expand
 from tclip.report.results import Data

@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from tclip import inference
+from tclip import loading
 from tclip.data import Source, open_source
 from tclip.evals import embed_images, evaluate, zeroshot_classification
-from tclip.experiment import EvalConfig
 from tclip.export import export_packed
 from tclip.inference import Model
-from tclip.packed import folder_bytes, is_packed, size_summary
+from tclip.model_kind import model_kind
+from tclip.packed import folder_bytes, size_summary
 from tclip.quant import ESTIMATORS, TernaryPolicy
+from tclip.run.experiment import EvalConfig
 
 SHARED = ("zeroshot_top1", "retrieval_i2t_r1", "retrieval_t2i_r1", "size_bytes")
 
@@ -73,9 +74,9 @@ def collect(
       size_bytes; the student with `size_summary`; post_training with the estimator that did best
       and zeroshot_top1_by_estimator.
     """
-    if not is_packed(packed):
+    if model_kind(packed) != "packed":
         raise ValueError(f"{packed} is no packed model; make it with launch.export")
-    float_model, packed_model = inference.load(teacher), inference.load(packed)
+    float_model, packed_model = loading.load(teacher), loading.load(packed)
     sizes = size_summary(packed_model.params, folder_bytes(packed))
     results = {
         "teacher": data.evaluate(float_model) | {"size_bytes": _float32_bytes(float_model)},
@@ -93,7 +94,7 @@ def _post_training(teacher: Path, policy: TernaryPolicy, data: Data) -> dict[str
         )
         with tempfile.TemporaryDirectory() as folder:
             sizes = export_packed(teacher, Path(folder) / "packed", policy=chosen)
-            model = inference.load(Path(folder) / "packed")
+            model = loading.load(Path(folder) / "packed")
         candidates[estimator] = data.evaluate(model) | {"size_bytes": sizes["size_bytes"]}
     top1 = {name: values["zeroshot_top1"] for name, values in candidates.items()}
     best = max(top1, key=top1.get)

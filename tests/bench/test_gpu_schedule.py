@@ -3,7 +3,7 @@
 import pytest
 
 from tclip.bench import gpu_schedule
-from tclip.gpu_compiler import is_installed
+from tclip.hardware.gpu_compiler import is_installed
 from tclip.kernels.ternary_matmul.gpu_blocks import TILES
 
 MACHINE_CODE = """

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tclip.bench import loader
 from tclip.bench.photos import photo, write_photo_shards
-from tclip.data import PreprocessConfig, SourceConfig, open_source, preprocess
+from tclip.data import SourceConfig, open_source
+from tclip.processing import PreprocessConfig, preprocess
 
 
 def test_photographs_are_of_ordinary_size_and_always_the_same():

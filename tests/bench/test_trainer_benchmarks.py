@@ -6,7 +6,7 @@ from tclip.bench import input_wait, trainer_overhead
 
 RECIPE = """
 from tclip.config import to_dict
-from tclip.experiment import default_config
+from tclip.run.experiment import default_config
 from tclip.models import architecture
 
 def get_config(arg):

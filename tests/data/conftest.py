@@ -2,7 +2,8 @@
 
 import pytest
 
-from tclip.data import SourceConfig, open_source, train_tokenizer
+from tclip.data import SourceConfig, open_source
+from tclip.processing import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tclip.data import (
-    PreprocessConfig,
-    Sample,
-    View,
-    batch_keys,
-    eval_batches,
-    preprocess,
-    train_batches,
-)
+from tclip.data import Sample, View, batch_keys, eval_batches, train_batches
 from tclip.data.pipeline import MAX_CONSECUTIVE_BAD
+from tclip.processing import PreprocessConfig, preprocess
 
 CFG = PreprocessConfig(image_size=16)
 

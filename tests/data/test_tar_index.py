@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tars import pairs, png, write_tar
 
 from tclip.data import tar_index
 from tclip.data.tar_index import INDEX, index_shard, index_shards, open_index
+from tests.helpers.tars import pairs, png, write_tar
 
 
 @settings(max_examples=80, deadline=None)

@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tclip.data import BadSample, SourceConfig, decode_image, open_source, tfds_source
+from tclip.data import SourceConfig, open_source, tfds_source
+from tclip.processing import BadSample, decode_image
 
 
 def png(index):

@@ -9,18 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tars import pairs, png, write_tar
 
-from tclip.data import (
-    BadSample,
-    PreprocessConfig,
-    SourceConfig,
-    View,
-    decode_image,
-    open_source,
-    train_batches,
-)
+from tclip.data import SourceConfig, View, open_source, train_batches
 from tclip.data.webdataset import expand
+from tclip.processing import BadSample, PreprocessConfig, decode_image
+from tests.helpers.tars import pairs, png, write_tar
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 needs_shards = pytest.mark.skipif(

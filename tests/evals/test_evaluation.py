@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
 
 from tclip.data import Sample
 from tclip.evals import (
@@ -15,6 +14,7 @@ from tclip.evals import (
     retrieval,
     zeroshot_classification,
 )
+from tests.helpers import tiny
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import tiny
 
 from tclip.data import Sample
 from tclip.evals import ImageEmbeddings, class_embeddings, retrieval, zeroshot_classification
 from tclip.evals.metrics import average_precision, label_ranks, recall_at, retrieval_ranks
 from tclip.evals.retrieval import every_caption
+from tests.helpers import tiny
 
 NAMES = tuple(f"class {i}" for i in range(7))
 TEMPLATES = ("a {}", "the {}", "no {}")

@@ -5,16 +5,16 @@ import json
 import re
 from pathlib import Path
 
-import benchmark_folders as folders
 import numpy as np
 import pytest
-import tiny
 
 from tclip.data import SourceConfig
 from tclip.evals import evaluate, suite
 from tclip.evals.clip_benchmark import DATASETS, GROUPS, find_datasets, measure, open_dataset
 from tclip.evals.suite import Result, model_fingerprint, run_suite
 from tclip.evals.summary import averages, result_line, write_summary
+from tests.helpers import benchmark_folders as folders
+from tests.helpers import tiny
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 MODELS = {"a": tiny.float_model, "b": tiny.fake_quant_model}

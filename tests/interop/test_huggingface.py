@@ -9,7 +9,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference models need torch (extra `reference`)")
 transformers = pytest.importorskip("transformers", reason="the extra `reference` is not installed")
 
-from reference_models import (  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from tclip.interop import load_pretrained  # noqa: E402
+from tclip.interop.huggingface_config import read_config  # noqa: E402
+from tclip.interop.json_config import JsonConfig  # noqa: E402
+from tclip.models import logit_scale  # noqa: E402
+from tests.helpers.reference_models import (  # noqa: E402
     CONTEXT,
     EOT,
     TOKENS,
@@ -19,12 +25,6 @@ from reference_models import (  # noqa: E402
     randomise,
     write_parts,
 )
-from safetensors.torch import save_file  # noqa: E402
-
-from tclip.interop import load_pretrained  # noqa: E402
-from tclip.interop.huggingface_config import read_config  # noqa: E402
-from tclip.interop.section import Section  # noqa: E402
-from tclip.models import logit_scale  # noqa: E402
 
 TEXT = {
     "vocab_size": VOCAB,
@@ -86,7 +86,7 @@ def assert_reproduces(folder, model):
 def test_what_a_config_leaves_out_is_the_default_of_transformers(kind):
     default = getattr(transformers, f"{kind}Config")().to_dict()
     left_out = {"model_type": kind.lower()}
-    assert read_config(Section(default, "")) == read_config(Section(left_out, ""))
+    assert read_config(JsonConfig(default, "")) == read_config(JsonConfig(left_out, ""))
 
 
 DEEP = {"num_hidden_layers": 12}

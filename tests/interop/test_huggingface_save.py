@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny
 
-from tclip.data import clip_tokenizer
 from tclip.interop import load_pretrained, save_huggingface
 from tclip.interop.huggingface_config import DEFAULTS, read_config, write_config
-from tclip.interop.section import Section
+from tclip.interop.json_config import JsonConfig
 from tclip.models import CLIPConfig, TextConfig, VisionConfig, init_params, with_layout
+from tclip.processing import clip_tokenizer
+from tests.helpers import tiny
 
 MERGES = Path(__file__).parents[3] / "shared/data/clip_bpe/bpe_simple_vocab_16e6.txt.gz"
 VOCAB = tiny.tokenizer().vocab_size
@@ -65,7 +65,7 @@ def test_the_way_out_and_back_is_exact(tmp_path, config, scan_layers):
 def test_what_transformers_saves_comes_back_to_it_bit_for_bit(tmp_path, kind):
     torch = pytest.importorskip("torch", reason="needs the extra `reference`")
     transformers = pytest.importorskip("transformers", reason="needs the extra `reference`")
-    from reference_models import randomise, write_parts
+    from tests.helpers.reference_models import randomise, write_parts
 
     config = {"clip": transformers.CLIPConfig, "siglip": transformers.SiglipConfig}[kind]
     model = {"clip": transformers.CLIPModel, "siglip": transformers.SiglipModel}[kind]
@@ -121,7 +121,7 @@ def test_transformers_reads_the_same_ids(tmp_path, kind):
 
 def test_configs_come_back_from_their_files():
     for kind in ("clip", "siglip"):
-        assert read_config(Section(write_config(DEFAULTS[kind], NO_IDS), "")) == DEFAULTS[kind]
+        assert read_config(JsonConfig(write_config(DEFAULTS[kind], NO_IDS), "")) == DEFAULTS[kind]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the reference models need torch (extra `reference`)")
 transformers = pytest.importorskip("transformers", reason="the extra `reference` is not installed")
 
-from reference_models import (  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+from tclip.interop import load_pretrained  # noqa: E402
+from tests.helpers.reference_models import (  # noqa: E402
     CONTEXT,
     EOT,
     TOKENS,
@@ -18,9 +21,6 @@ from reference_models import (  # noqa: E402
     randomise,
     write_parts,
 )
-from safetensors.torch import save_file  # noqa: E402
-
-from tclip.interop import load_pretrained  # noqa: E402
 
 VISION = {
     "layers": 3,

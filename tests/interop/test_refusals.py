@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny
 
 from tclip.interop import load_pretrained, save_huggingface
+from tclip.interop.json_config import JsonConfig
 from tclip.interop.open_clip import read_config
-from tclip.interop.section import Section
+from tests.helpers import tiny
 
 FC1 = "vision_model.encoder.layers.0.mlp.fc1.weight"
 
@@ -129,14 +129,14 @@ def test_missing_files_are_named(folder, tmp_path):
 )
 def test_other_models_of_open_clip_are_refused_by_key(changes, message):
     with pytest.raises(ValueError, match=f"here.*{message}"):
-        read_config(Section(changes, "here"))
+        read_config(JsonConfig(changes, "here"))
 
 
 def test_what_changes_nothing_is_no_reason_to_refuse():
-    plain = read_config(Section({"embed_dim": 512}, "here"))
+    plain = read_config(JsonConfig({"embed_dim": 512}, "here"))
     vision = {"patch_dropout": 0.5, "output_tokens": True, "no_ln_pre": None, "qk_norm": False}
     text = {"pad_id": 0, "hf_tokenizer_name": "x", "act_kwargs": {}}
     values = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
-    assert read_config(Section(values, "here")) == plain
+    assert read_config(JsonConfig(values, "here")) == plain
     # open_clip's own default is ViT-B/16, by exact gelu.
     assert (plain.vision.patch_size, plain.vision.heads, plain.activation) == (16, 12, "gelu")

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
-from problems import (
+
+from tclip.kernels import ternary_matmul
+from tclip.kernels.ternary_matmul import api, gpu, gpu_blocks
+from tclip.quant import TernaryTensor, pack
+from tests.helpers.matmul_problems import (
     H100,
     TOLERANCE,
     integer_rows,
@@ -23,10 +27,6 @@ from problems import (
     quantized,
     shapes_of,
 )
-
-from tclip.kernels import ternary_matmul
-from tclip.kernels.ternary_matmul import api, gpu, gpu_blocks
-from tclip.quant import TernaryTensor, pack
 
 KERNEL = functools.partial(ternary_matmul, implementation="pallas_gpu")
 CALL = "__gpu$xla.gpu.triton"

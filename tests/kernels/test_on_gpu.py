@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import TOLERANCE, integer_rows, problem, quantized, shapes_of
 
 from tclip.bench.gpu_schedule import tile_product
-from tclip.gpu_compiler import compile_for_gpu, is_installed
+from tclip.hardware.gpu_compiler import compile_for_gpu, is_installed
 from tclip.kernels import ternary_matmul
 from tclip.kernels.ternary_matmul.gpu_blocks import TILES
 from tclip.quant import TernaryTensor, pack
+from tests.helpers.matmul_problems import TOLERANCE, integer_rows, problem, quantized, shapes_of
 
 
 @pytest.fixture(scope="module")

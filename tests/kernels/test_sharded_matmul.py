@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from problems import problem, quantized
 
 from tclip.kernels import ternary_matmul
 from tclip.quant import TernaryTensor
+from tests.helpers.matmul_problems import problem, quantized
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import TOLERANCE, integer_rows, problem, quantized
 
 from tclip.kernels import ternary_matmul
 from tclip.quant import TernaryTensor, pack
+from tests.helpers.matmul_problems import TOLERANCE, integer_rows, problem, quantized
 
 matmul = jax.jit(ternary_matmul, static_argnames=("activations", "activation", "implementation"))
 

@@ -12,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from problems import (
+
+from tclip.kernels import ternary_matmul
+from tclip.kernels.ternary_matmul import blocks
+from tclip.quant import TernaryTensor, pack
+from tests.helpers.matmul_problems import (
     TOLERANCE,
     TPU7X,
     V5E,
@@ -23,10 +27,6 @@ from problems import (
     program_for,
     quantized,
 )
-
-from tclip.kernels import ternary_matmul
-from tclip.kernels.ternary_matmul import blocks
-from tclip.quant import TernaryTensor, pack
 
 KERNEL = functools.partial(ternary_matmul, implementation="pallas_tpu")
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import tclip
-from tclip.checkpoint import CHECKPOINTS, load_trained
 from tclip.quant import TernaryTensor
+from tclip.run.checkpoint import CHECKPOINTS, load_trained
 
 ROOT = Path(__file__).parents[2]
 TOWER = {"width": 32, "layers": 1, "heads": 2, "mlp_dim": 64}

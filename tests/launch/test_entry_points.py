@@ -9,10 +9,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import tiny
 
 import tclip
-from tclip.quant import TernaryPolicy, ternarize_params
+from tclip.models import ClipPolicy
+from tclip.quant import ternarize_params
+from tests.helpers import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def dataset(tmp_path):
 
 
 def test_export_packs_the_teacher_after_training(packed):
-    policy = TernaryPolicy(policy="all", estimator="twn", learn_scale=False, learn_threshold=False)
+    policy = ClipPolicy(policy="all", estimator="twn", learn_scale=False, learn_threshold=False)
     fake = ternarize_params(tiny.params(), {}, policy)
     model = tclip.load(packed)
     expected = tclip.inference.Model(model.config, fake, model.tokenizer, model.preprocess)
@@ -131,7 +132,7 @@ def test_errors_are_one_line(tmp_path):
 
 def test_sweep_prints_the_commands_or_refuses_the_point(tmp_path):
     config = tmp_path / "x.py"
-    header = "from tclip.experiment import default_config\nget_config = default_config\n"
+    header = "from tclip.run.experiment import default_config\nget_config = default_config\n"
     config.write_text(header + "def sweep():\n  yield {'optim.lr': 0.5}\n")
     out, _ = launch("sweep", f"--config={config}", f"--workdir={tmp_path}/runs")
     assert out.strip().endswith(f"--workdir={tmp_path}/runs/optim.lr=0.5 --config.optim.lr=0.5")

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark_folders as folders
 import numpy as np
 import pytest
-import tiny
 
 import tclip
+from tests.helpers import benchmark_folders as folders
+from tests.helpers import tiny
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from commands import COMMAND, PYTHON, ROOT, make_environment, started
-from stand_ins import LAUNCH, make_stand_ins
+
+from tests.helpers.commands import COMMAND, PYTHON, ROOT, make_environment, started
+from tests.helpers.stand_ins import LAUNCH, make_stand_ins
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_sweep_goes_through_a_launcher(tmp_path, stand_ins):
     stand_ins.reply("--config.train_data.source=wds:{0..9}.tar", code=5)
     config = tmp_path / "x.py"
     config.write_text(
-        "from tclip.experiment import default_config\n"
+        "from tclip.run.experiment import default_config\n"
         "get_config = default_config\n"
         "def sweep():\n"
         "  yield {'optim.lr': 0.5}\n"

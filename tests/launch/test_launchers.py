@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import AWKWARD, LAUNCH, PACK, SLICE, TPU, TRAIN, make_recorders, printed_calls
+
+from tests.helpers.stand_ins import (
+    AWKWARD,
+    LAUNCH,
+    PACK,
+    SLICE,
+    TPU,
+    TRAIN,
+    make_recorders,
+    printed_calls,
+)
 
 ROOT = LAUNCH.parent
 GKE = ("--name=run", "--cluster=c", "--zone=z", "--project=p")

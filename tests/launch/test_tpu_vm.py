@@ -1,7 +1,8 @@
 """The exact calls of tpu_vm.sh, by the state that the slices are in, and what it ends with."""
 
 import pytest
-from stand_ins import PACK, SLICE, TPU, TRAIN, make_recorders
+
+from tests.helpers.stand_ins import PACK, SLICE, TPU, TRAIN, make_recorders
 
 
 def tpus(verb, *args):

@@ -12,8 +12,9 @@ import sys
 import time
 
 import pytest
-from commands import COMMAND, ROOT, make_environment, started, wait_for
-from stand_ins import LAUNCH, RECORDER, make_stand_ins
+
+from tests.helpers.commands import COMMAND, ROOT, make_environment, started, wait_for
+from tests.helpers.stand_ins import LAUNCH, RECORDER, make_stand_ins
 
 TPU = ("--name=run", "--zone=z")
 MOUNT = (
@@ -69,7 +70,7 @@ def on_worker(worker, *args, path="/usr/bin:/bin"):
 
 
 def test_install_unpacks_tclip_and_mounts_the_bucket(worker, stand_ins):
-    for name in ("launch/train.py", "tclip/trainer.py", "configs/shapes.py", "Dockerfile"):
+    for name in ("launch/train.py", "tclip/train/loop.py", "configs/shapes.py", "Dockerfile"):
         assert (worker / "tclip" / name).read_bytes() == (ROOT / name).read_bytes()
     assert not (worker / "tclip.tgz").exists()
     folder, owner, mount = stand_ins.calls()[-3:]

@@ -5,18 +5,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import loss_problems as problems
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
-from loss_problems import B, D, make_captions, make_outputs
 
 from tclip.losses import LossConfig, Outputs, check_negatives, total_loss
 from tclip.losses.logits import equal_captions
-from tclip.losses.sums import add, exp_sum
-from tclip.sharding import MeshConfig, batch_sharding, make_mesh
+from tclip.losses.partial_sums import add, exp_sum
+from tclip.parallel.sharding import MeshConfig, batch_sharding, make_mesh
+from tests.helpers import loss_problems as problems
+from tests.helpers.loss_problems import B, D, make_captions, make_outputs
 
 NEGATIVES = ("gathered", "chunked", "ring")
 MESHES = {

@@ -6,16 +6,26 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import loss_problems as problems
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from loss_problems import B, D, W, assert_close, logits, make_captions, make_outputs, softmax, unit
 
 from tclip import losses
 from tclip.losses import LossConfig, Widths
 from tclip.losses.features import embedding_l2, hidden_mse
-from tclip.sharding import MeshConfig, make_mesh
+from tclip.parallel.sharding import MeshConfig, make_mesh
+from tests.helpers import loss_problems as problems
+from tests.helpers.loss_problems import (
+    B,
+    D,
+    W,
+    assert_close,
+    logits,
+    make_captions,
+    make_outputs,
+    softmax,
+    unit,
+)
 
 MESH = make_mesh(MeshConfig(data=1))
 CAPTIONS = make_captions([(0, 2, 5)])

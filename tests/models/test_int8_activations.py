@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 import tclip
 from tclip.export import export_packed
 from tclip.inference import Model
 from tclip.kernels.fake_quant import fake_quantize_rows
-from tclip.models import CLIP
-from tclip.quant import Int8Activations, TernaryPolicy, ternarize_params, with_int8_activations
+from tclip.models import CLIP, ClipPolicy
+from tclip.quant import Int8Activations, ternarize_params, with_int8_activations
+from tests.helpers import tiny
 
 INT8 = dataclasses.replace(tiny.POLICY, activations="int8")
 TEXTS = ["a red square", "a photo of a blue square", "two"]
@@ -61,7 +61,7 @@ def test_the_trained_student_and_its_packed_integers_agree():
 
 
 def test_only_ternary_kernels_are_multiplied_by_rounded_activations():
-    policy = TernaryPolicy("ffn", activations="int8", learn_scale=False, learn_threshold=False)
+    policy = ClipPolicy("ffn", activations="int8", learn_scale=False, learn_threshold=False)
     params = ternarize_params(tiny.params(), {}, policy)
     block = params["text"]["blocks_0"]
     assert isinstance(block["mlp"]["fc1"]["kernel"], Int8Activations)

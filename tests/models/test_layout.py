@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tclip.models import ARCHITECTURES, init_params, with_layout
-from tclip.quant import TernaryPolicy, TernaryTensor, init_quant, quantize_params
+from tclip.models import ARCHITECTURES, ClipPolicy, init_params, with_layout
+from tclip.quant import TernaryTensor, init_quant, quantize_params
 
 CONFIG = ARCHITECTURES["tiny"]
 SCANNED = dataclasses.replace(CONFIG, scan_layers=True)
@@ -17,7 +17,7 @@ def make_params(packed):
     params = init_params(CONFIG, jax.random.key(0))
     if not packed:
         return params
-    policy = TernaryPolicy("all")
+    policy = ClipPolicy("all")
     return quantize_params(params, init_quant(params, policy), policy)
 
 

@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tclip.models import ARCHITECTURES, CLIP, init_params
+from tclip.models import ARCHITECTURES, CLIP, ClipPolicy, init_params
 from tclip.models.layers import Embedding, Linear
-from tclip.quant import (
-    TernaryPolicy,
-    TernaryTensor,
-    init_quant,
-    pack,
-    quantize_params,
-    ternarize_params,
-)
+from tclip.quant import TernaryTensor, init_quant, pack, quantize_params, ternarize_params
 
 CONFIG = ARCHITECTURES["tiny"]
 SIGLIP = dataclasses.replace(
@@ -104,7 +97,7 @@ def random_inputs(config, batch=3):
 @functools.cache
 def fake_and_packed(config, group):
     """The same ternary weights twice, as float arrays and packed."""
-    policy = TernaryPolicy(policy="all", group=group)
+    policy = ClipPolicy(policy="all", group=group)
 
     @jax.jit
     def make(key):

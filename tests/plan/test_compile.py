@@ -9,18 +9,17 @@ from pathlib import Path
 
 import jax
 import pytest
-import tiny
 
-from tclip import tpu_compiler
-from tclip.experiment import Experiment, TeacherConfig
-from tclip.flops import step_flops
+from tclip.hardware import tpu_compiler
 from tclip.losses import LossConfig
-from tclip.models import CLIPConfig
+from tclip.models import CLIPConfig, ClipPolicy
+from tclip.parallel.sharding import MeshConfig
 from tclip.plan import report, suggest
 from tclip.plan.compiler import Compiled, Topology, compile_step
-from tclip.plan.models import Models
-from tclip.quant import TernaryPolicy
-from tclip.sharding import MeshConfig
+from tclip.plan.models import PlannedModels
+from tclip.run.experiment import Experiment, TeacherConfig
+from tclip.run.flops import step_flops
+from tests.helpers import tiny
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the compiler, is not installed"
@@ -38,7 +37,7 @@ def experiment(batch_size: int = 64, **groups) -> Experiment:
     default = Experiment(
         model=model(),
         preprocess=tiny.PREPROCESS,
-        quant=TernaryPolicy(policy="all"),
+        quant=ClipPolicy(policy="all"),
         teacher=TeacherConfig("teacher"),
         loss=LossConfig(similarity_weight=1.0, embedding_weight=1.0),
         **groups,
@@ -86,7 +85,7 @@ def test_the_command_says_what_to_change_where_it_does_not_fit(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "from tclip.config import to_dict\n"
-        "from tclip.experiment import default_config\n"
+        "from tclip.run.experiment import default_config\n"
         "from tclip.models import architecture\n"
         "def get_config():\n"
         "    config = default_config()\n"
@@ -163,7 +162,7 @@ def test_the_search_takes_what_fits_and_orders_by_speed(monkeypatch):
         )
 
     monkeypatch.setattr(report, "compile_step", fake)
-    models = Models(experiment(64, mesh=MeshConfig()), model())
+    models = PlannedModels(experiment(64, mesh=MeshConfig()), model())
     found = suggest.search(models, cached=False, topology=SQUARE)
     # Stops at the first that fits, and at what the chips refuse.
     assert [call for call in asked if call[0] == 64] == [
@@ -187,4 +186,4 @@ def test_nothing_that_can_be_compiled_is_an_error(monkeypatch):
 
     monkeypatch.setattr(report, "compile_step", refuse)
     with pytest.raises(ValueError, match="no such chip"):
-        suggest.search(Models(experiment(), model()), cached=False, topology=SQUARE)
+        suggest.search(PlannedModels(experiment(), model()), cached=False, topology=SQUARE)

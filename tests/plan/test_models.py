@@ -4,16 +4,17 @@ import dataclasses
 import re
 
 import pytest
-import tiny
-from benchmark_folders import captioned, write_dataset
 
-from tclip.data import SourceConfig, train_tokenizer
-from tclip.experiment import Experiment, TeacherConfig, TokenizerConfig
+from tclip.data import SourceConfig
 from tclip.interop import save_huggingface
 from tclip.losses import LossConfig
 from tclip.models import TextConfig, architecture
 from tclip.plan.models import settle_models
-from tclip.prepare import prepare_run, with_vocabulary
+from tclip.processing import train_tokenizer
+from tclip.run.experiment import Experiment, TeacherConfig, TokenizerConfig
+from tclip.train.setup import set_up_run, with_vocabulary
+from tests.helpers import tiny
+from tests.helpers.benchmark_folders import captioned, write_dataset
 
 
 def experiment(**changes) -> Experiment:
@@ -97,7 +98,7 @@ def test_a_student_has_the_vocabulary_that_it_has_in_training(tmp_path, kind):
         tokenizer=TokenizerConfig(kind, str(file), vocab_size=530),
         train_data=SourceConfig(f"wds:{tmp_path}/data", "test", str(tmp_path / "index")),
     )
-    trained = prepare_run(student, tmp_path / "run", is_resumed=False).experiment
+    trained = set_up_run(student, tmp_path / "run", is_resumed=False).experiment
     models = settle_models(student)
     assert models.experiment == trained
     sizes = {"auto": tiny.config().text.vocab_size, "file": 520, "train": 530}

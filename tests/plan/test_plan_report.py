@@ -3,15 +3,15 @@
 import dataclasses
 
 import pytest
-import tiny
 
-from tclip.chips import chip_of
-from tclip.experiment import Experiment
-from tclip.flops import step_flops
+from tclip.hardware.chips import chip_of
+from tclip.parallel.sharding import MeshConfig
 from tclip.plan.collectives import Traffic
 from tclip.plan.compiler import Compiled, Topology, parse_topology
 from tclip.plan.report import describe, make_plan, remedies
-from tclip.sharding import MeshConfig
+from tclip.run.experiment import Experiment
+from tclip.run.flops import step_flops
+from tests.helpers import tiny
 
 TRAFFIC = (
     Traffic("all-gather", 1, 3, ici_bytes=1e9, dcn_bytes=0.0),

@@ -6,13 +6,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from tclip.quant import (
-    TernaryPolicy,
-    init_quant,
-    quantize_params,
-    ternarize_params,
-    ternary_paths,
-)
+from tclip.quant import TernaryPolicy, init_quant, quantize_params, ternarize_params, ternary_paths
 
 POLICY = TernaryPolicy(r"(?:.*/)?hidden/kernel", "block:4", "optimal")
 

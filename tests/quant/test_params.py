@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tclip.models import ClipPolicy
 from tclip.quant import (
     ESTIMATORS,
-    TernaryPolicy,
     TernaryTensor,
     init_quant,
     quantize_params,
@@ -42,7 +42,7 @@ def kernels(params):
 @pytest.mark.parametrize("learn_threshold", [True, False])
 @pytest.mark.parametrize("learn_scale", [True, False])
 def test_only_what_is_learned_is_stored(learn_scale, learn_threshold):
-    policy = TernaryPolicy("ffn", learn_scale=learn_scale, learn_threshold=learn_threshold)
+    policy = ClipPolicy("ffn", learn_scale=learn_scale, learn_threshold=learn_threshold)
     quant = jax.jit(lambda p: init_quant(p, policy))(make_params())
     names = ["log_scale"] * learn_scale + ["log_threshold"] * learn_threshold
     if not names:
@@ -59,7 +59,7 @@ def test_only_what_is_learned_is_stored(learn_scale, learn_threshold):
 @pytest.mark.parametrize("group", ["tensor", "channel", "block:4"])
 def test_ternarize_params_is_the_op_with_the_estimates(group, learn):
     params = make_params()
-    policy = TernaryPolicy("ffn", group, "twn", learn_scale=learn, learn_threshold=learn)
+    policy = ClipPolicy("ffn", group, "twn", learn_scale=learn, learn_threshold=learn)
     result = ternarize_params(params, init_quant(params, policy), policy)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), result) == jax.tree.map(
         lambda a: (a.shape, a.dtype), params
@@ -75,7 +75,7 @@ def test_ternarize_params_is_the_op_with_the_estimates(group, learn):
 
 
 def test_gradients_reach_weights_logs_and_nothing_else():
-    params, policy = make_params(), TernaryPolicy("ffn")
+    params, policy = make_params(), ClipPolicy("ffn")
     quant = init_quant(params, policy)
     g = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16, 6)), jnp.float32)
 
@@ -98,7 +98,7 @@ def test_gradients_reach_weights_logs_and_nothing_else():
 
 def test_no_gradient_flows_through_an_estimate():
     params = make_params()
-    policy = TernaryPolicy("ffn", learn_scale=False, learn_threshold=False)
+    policy = ClipPolicy("ffn", learn_scale=False, learn_threshold=False)
     grad = jax.grad(lambda p: kernels(ternarize_params(p, {}, policy))[FC1].sum())(params)
     np.testing.assert_array_equal(kernels(grad)[FC1], 1)
 
@@ -109,7 +109,7 @@ def test_no_gradient_flows_through_an_estimate():
 )
 def test_packed_codes_are_those_of_the_fake_quantised_weights(estimator, learn, group):
     params = make_params()
-    policy = TernaryPolicy("ffn", group, estimator, learn_scale=learn, learn_threshold=learn)
+    policy = ClipPolicy("ffn", group, estimator, learn_scale=learn, learn_threshold=learn)
     quant = init_quant(params, policy)
     fake = jax.jit(lambda p, q: ternarize_params(p, q, policy))(params, quant)
     packed = quantize_params(params, quant, policy)
@@ -127,7 +127,7 @@ def test_packed_codes_are_those_of_the_fake_quantised_weights(estimator, learn, 
 
 
 def test_codes_agree_for_weights_next_to_the_threshold():
-    policy = TernaryPolicy("w")
+    policy = ClipPolicy("w")
     logs = jnp.asarray(np.random.default_rng(2).normal(-3, 1, (1, 515)), jnp.float32)
     quant = {"w": {"log_scale": logs, "log_threshold": logs}}
     threshold = np.asarray(jnp.exp(logs))
@@ -152,7 +152,7 @@ def test_scales_stay_positive_and_thresholds_not_negative(log_scale, log_thresho
         }
     }
     value, grads = hostile_value_and_grad(params, quant)
-    tensor = quantize_params(params, quant, TernaryPolicy("w"))["w"]
+    tensor = quantize_params(params, quant, ClipPolicy("w"))["w"]
     assert (tensor.scale > 0).all()
     assert jnp.isfinite(tensor.scale).all()
     # A negative threshold would make the zero weight a code, a lost one the sign of another.
@@ -165,13 +165,13 @@ def test_scales_stay_positive_and_thresholds_not_negative(log_scale, log_thresho
 @jax.jit
 def hostile_value_and_grad(params, quant):
     def loss(params, quant):
-        return ternarize_params(params, quant, TernaryPolicy("w"))["w"].sum()
+        return ternarize_params(params, quant, ClipPolicy("w"))["w"].sum()
 
     return jax.value_and_grad(loss, argnums=(0, 1))(params, quant)
 
 
 def test_policy_none_changes_nothing():
-    params, policy = make_params(), TernaryPolicy("none")
+    params, policy = make_params(), ClipPolicy("none")
     assert ternary_paths(params, policy) == ()
     assert init_quant(params, policy) == {}
     for result in (ternarize_params(params, {}, policy), quantize_params(params, {}, policy)):
@@ -179,7 +179,7 @@ def test_policy_none_changes_nothing():
 
 
 def test_abstract_trees_will_do():
-    params, policy = jax.eval_shape(make_params), TernaryPolicy("ffn", "block:4")
+    params, policy = jax.eval_shape(make_params), ClipPolicy("ffn", "block:4")
     assert ternary_paths(params, policy) == (FC1, FC2)
     quant = jax.eval_shape(lambda p: init_quant(p, policy), params)
     assert quant[FC1]["log_scale"].shape == (2, 4, 6)
@@ -190,12 +190,12 @@ def test_abstract_trees_will_do():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (TernaryPolicy("blocks"), r"'\(\?:\.\*/\)\?attn.*' of ternary policy 'blocks' matches no"),
-        (TernaryPolicy("ffn2"), "pattern 'ffn2' of ternary policy 'ffn2' matches no .*blocks"),
-        (TernaryPolicy(f"{FC1},.*typo"), r"pattern '\.\*typo'"),
-        (TernaryPolicy("logit_scale"), r"logit_scale: a weight of shape \(\) has no input"),
+        (ClipPolicy("blocks"), r"'\(\?:\.\*/\)\?attn.*' of ternary policy 'blocks' matches no"),
+        (ClipPolicy("ffn2"), "pattern 'ffn2' of ternary policy 'ffn2' matches no .*blocks"),
+        (ClipPolicy(f"{FC1},.*typo"), r"pattern '\.\*typo'"),
+        (ClipPolicy("logit_scale"), r"logit_scale: a weight of shape \(\) has no input"),
         (
-            TernaryPolicy("ffn", "block:6"),
+            ClipPolicy("ffn", "block:6"),
             f"{FC1}: blocks of 6 do not divide the input dimension 16; .*'block:4'",
         ),
     ],
@@ -208,12 +208,12 @@ def test_what_a_policy_cannot_do_is_refused(policy, message):
 
 def test_integer_leaves_are_refused():
     with pytest.raises(ValueError, match="w: only float weights can be ternary, this is int32"):
-        ternary_paths({"w": jnp.ones((2, 2), jnp.int32)}, TernaryPolicy("w"))
+        ternary_paths({"w": jnp.ones((2, 2), jnp.int32)}, ClipPolicy("w"))
 
 
 def test_quant_of_another_policy_is_refused():
-    params, policy = make_params(), TernaryPolicy("ffn")
-    for quant in ({}, init_quant(params, TernaryPolicy("ffn", learn_scale=False))):
+    params, policy = make_params(), ClipPolicy("ffn")
+    for quant in ({}, init_quant(params, ClipPolicy("ffn", learn_scale=False))):
         with pytest.raises(ValueError, match=f"{FC1}: the policy learns .* init_quant"):
             ternarize_params(params, quant, policy)
 
@@ -221,7 +221,7 @@ def test_quant_of_another_policy_is_refused():
 @pytest.mark.parametrize("scale", [1e-9, 1e6])
 def test_a_scale_beyond_float16_is_refused_and_float32_accepted(scale):
     params = {"w": jnp.asarray([[scale, -scale]], jnp.float32)}
-    policy = TernaryPolicy("w", learn_scale=False, learn_threshold=False)
+    policy = ClipPolicy("w", learn_scale=False, learn_threshold=False)
     with pytest.raises(ValueError, match="w: a scale overflows or vanishes in float16"):
         quantize_params(params, {}, policy)
     packed = quantize_params(params, {}, policy, jnp.float32)["w"]
@@ -231,7 +231,7 @@ def test_a_scale_beyond_float16_is_refused_and_float32_accepted(scale):
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_weights_that_are_not_finite_spread_and_cannot_be_packed(bad):
     params = {"w": jnp.asarray([[0.1, 0.2], [bad, 0.3]])}
-    policy = TernaryPolicy("w", learn_scale=False, learn_threshold=False)
+    policy = ClipPolicy("w", learn_scale=False, learn_threshold=False)
     fake = ternarize_params(params, {}, policy)["w"]
     assert not jnp.isfinite(fake[:, 0]).any()
     assert jnp.isfinite(fake[:, 1]).all()
@@ -240,7 +240,7 @@ def test_weights_that_are_not_finite_spread_and_cannot_be_packed(bad):
 
 
 def test_zero_leaves_train_and_pack():
-    params, policy = {"w": jnp.zeros((4, 3))}, TernaryPolicy("w")
+    params, policy = {"w": jnp.zeros((4, 3))}, ClipPolicy("w")
     quant = init_quant(params, policy)
 
     def loss(params, quant):

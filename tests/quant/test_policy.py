@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tclip.config import build, to_dict
-from tclip.quant import PRESETS, TernaryPolicy
+from tclip.models import PRESETS, ClipPolicy
 
 TOWER = [
     "mlp/fc1/kernel",
@@ -45,14 +45,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_match_their_leaves_and_no_others(preset):
-    policy = TernaryPolicy(preset)
+    policy = ClipPolicy(preset)
     every = BLOCKS + PROJECTIONS + EMBEDDINGS + FLOAT
     assert [path for path in every if policy.matches(path)] == EXPECTED[preset]
-    assert TernaryPolicy().policy == "none"
+    assert ClipPolicy().policy == "none"
 
 
 def test_patterns_match_the_whole_path():
-    policy = TernaryPolicy(r"text/.*kernel, vision/proj\w+/kernel")
+    policy = ClipPolicy(r"text/.*kernel, vision/proj\w+/kernel")
     assert policy.patterns == (r"text/.*kernel", r"vision/proj\w+/kernel")
     assert policy.matches("text/blocks/mlp/fc1/kernel")
     assert policy.matches("vision/projection/kernel")
@@ -75,10 +75,10 @@ def test_patterns_match_the_whole_path():
 )
 def test_bad_options_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        TernaryPolicy(**changes)
+        ClipPolicy(**changes)
 
 
 def test_a_policy_is_hashable_and_survives_a_config():
-    policy = TernaryPolicy("all", "block:64", "optimal", learn_scale=False, clip=0.5)
-    assert build(TernaryPolicy, to_dict(policy)) == policy
+    policy = ClipPolicy("all", "block:64", "optimal", learn_scale=False, clip=0.5)
+    assert build(ClipPolicy, to_dict(policy)) == policy
     assert hash(policy) == hash(dataclasses.replace(policy))

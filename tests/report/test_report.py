@@ -7,18 +7,19 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
 from tclip import report
 from tclip.data import SourceConfig
 from tclip.evals import evaluate
-from tclip.experiment import EvalConfig
 from tclip.export import export_packed
-from tclip.inference import load
+from tclip.loading import load
+from tclip.models import ClipPolicy
 from tclip.packed import folder_bytes
-from tclip.quant import ESTIMATORS, TernaryPolicy, init_quant, quantize_params, unpack
+from tclip.quant import ESTIMATORS, init_quant, quantize_params, unpack
 from tclip.report import pictures, plots, results
+from tclip.run.experiment import EvalConfig
+from tests.helpers import tiny
 
 EVAL = EvalConfig(data=SourceConfig(source="wds:squares", split="validation"), batch_size=8)
 
@@ -98,7 +99,7 @@ def test_curves_take_one_metric_of_the_rows():
 
 @pytest.mark.parametrize("group", ["tensor", "channel", "block:16"])
 def test_the_layer_shown_has_the_codes_that_ship(group):
-    policy = TernaryPolicy(policy="ffn", group=group, learn_threshold=False)
+    policy = ClipPolicy(policy="ffn", group=group, learn_threshold=False)
     quant = jax.jit(lambda params: init_quant(params, policy))(tiny.params())
     path, weights, scales, thresholds = pictures.middle_layer(tiny.params(), quant, policy)
     assert path == "vision/blocks_1/mlp/fc1/kernel"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tclip.kernels.activations import ACTIVATIONS, activate
-from tclip.kernels.manual_axes import vary_together
+from tclip.kernels.shard_map import vary_together
 from tclip.kernels.target import target_device
 from tclip.kernels.ternary_matmul import gpu, reference, tpu
 from tclip.kernels.ternary_matmul.gradient import transposed_products

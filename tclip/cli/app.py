@@ -1,0 +1,161 @@
+"""What the entry points share: errors that a user can mend are one line, not a traceback."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from tclip.parallel import processes
+from tclip.run.recipe import recipe_path
+
+# That of an abort, by which jax ends a process that no longer hears from another. Schedulers take
+# it for a failure of the machine, after which they start a job again.
+LOST = 128 + signal.SIGABRT
+
+
+def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
+    """Runs the `main(argv)` of a command under absl and exits with its code.
+
+    An error of the input is one line on stderr and the exit code 1; its traceback is shown with
+    --verbosity=1. One of several processes that fails otherwise, as where another was lost, exits
+    with `LOST`.
+
+    Args:
+      command: module with `main`, a docstring that is its help, flags, and where flags depend on
+        the arguments a function `define_flags(arguments)`.
+    """
+    if hasattr(command, "define_flags"):
+        command.define_flags(arguments)
+    if not {"--help", "-h", "-help"}.isdisjoint(arguments):
+        print(describe(command))
+        sys.exit(0)
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            absl_logging.set_verbosity(absl_logging.WARNING)  # libraries are talkative
+        # Compiled programs are kept: what is resumed or repeated starts at once.
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        if _cpu_only():
+            keep_freed_memory()
+        code = 1
+        try:
+            return command.main(argv)
+        except (ValueError, OSError, FloatingPointError) as error:
+            absl_logging.debug("traceback:", exc_info=True)
+            print(f"{name}: error: {error}", file=sys.stderr)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            code = LOST
+        if jax.distributed.is_initialized():
+            _end_without_the_others(code)
+        return code
+
+    app.run(guarded, argv=[name, *with_recipes(arguments)], flags_parser=_parse_flags)
+
+
+def describe(command: ModuleType) -> str:
+    """The help of a command: its docstring and its flags."""
+    values = flags.FLAGS
+    own = values.get_key_flags_for_module(command)
+    lines = [line for flag in own for line in _flag_lines(flag)]
+    return "\n".join([(command.__doc__ or "").strip(), "", "flags:", *lines])
+
+
+def _flag_lines(flag: flags.Flag) -> list[str]:
+    default = "" if flag.default in (None, "", []) else f" (default: {flag.default_as_str})"
+    if isinstance(flag.parser, flags.EnumParser):
+        default = f" ({'|'.join(flag.parser.enum_values)}){default}"
+    text = textwrap.wrap(f"{flag.help}{default}", 92)
+    return [f"  --{flag.name}", *(f"      {line}" for line in text)]
+
+
+def with_recipes(arguments: Sequence[str]) -> list[str]:
+    """Replaces the name of a recipe after --config by the path of its file."""
+    resolved, is_config = [], False
+    for argument in arguments:
+        if is_config:
+            argument = recipe_path(argument)
+        elif argument.startswith("--config="):
+            argument = "--config=" + recipe_path(argument.removeprefix("--config="))
+        is_config = argument == "--config"
+        resolved.append(argument)
+    return resolved
+
+
+def log_progress() -> None:
+    """Sends what tclip says to stderr as plain lines; of other libraries only warnings.
+
+    Of several processes only the first says more than warnings.
+    """
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("tclip")
+    alone = not jax.distributed.is_initialized() or processes.is_main()
+    logger.setLevel(logging.INFO if alone else logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+def keep_freed_memory() -> None:
+    """Has the process keep memory that it frees; call before jax starts its threads.
+
+    On a CPU every step allocates and frees its temporaries, gigabytes for ViT-B/16. Given back to
+    the system and faulted in again they cost up to a third of a step. Only glibc has this.
+    """
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)
+        mallopt(m_arena_max, 1)
+
+
+def _end_without_the_others(code: int) -> NoReturn:
+    """Ends the process at once: the usual way out waits for the others, who wait for this one."""
+    print(
+        f"process {jax.process_index()} of {jax.process_count()} ends, and the others will; "
+        "if this is because one was lost, start all processes again",
+        file=sys.stderr,
+        flush=True,
+    )
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)
+
+
+def _cpu_only() -> bool:
+    # Asking jax for its backend would start the threads.
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, ValueError, OSError) as error:
+        # From a config file: it is missing, refuses its argument, or has no such key; the message
+        # of the last is that of a KeyError, in quotes.
+        message = str(error).replace("\\n", ". ").replace("\\'", "").strip("'\"")
+        print(f"{argv[0]}: error: {message}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,58 @@
+"""Writes a trained model as the folder that ships, packed or for transformers (hf).
+
+python -m launch.export --workdir=DIR --out=DIR
+python -m launch.export --workdir=FLOAT --out=DIR --policy=all --estimator=optimal   # post-training
+python -m launch.export --workdir=DIR --out=DIR --format=hf               # for transformers
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from tclip.export import export_huggingface, export_packed
+from tclip.models import ClipPolicy
+from tclip.quant import ESTIMATORS
+from tclip.tables import markdown_table, megabytes, percent
+
+FORMATS = {"packed": export_packed, "hf": export_huggingface}
+ROWS = (
+    ("size on disk", "size_bytes", megabytes),
+    ("parameters", "parameters", "{:,}".format),
+    ("smaller than float32", "compression_ratio", "{:.2f}x".format),
+    ("bits per ternary weight", "bits_per_ternary_weight", "{:.3f}".format),
+    ("ternary parameters", "ternary_fraction", percent),
+    ("zeros among them", "sparsity", percent),
+    ("stored as", "float_dtype", str),
+)
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Training run, or any float CLIP.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+_FORMAT = flags.DEFINE_enum("format", "packed", list(FORMATS), "Kind of folder.")
+_FLOAT_DTYPE = flags.DEFINE_enum(
+    "float_dtype",
+    None,
+    ["float16", "bfloat16", "float32"],
+    "packed: of scales and of what is not ternary. hf: of all weights; float32 by default if none "
+    "is ternary. float16 by default.",
+)
+_POLICY = flags.DEFINE_string("policy", None, "What of a float model becomes ternary.")
+_ESTIMATOR = flags.DEFINE_enum(
+    "estimator", "optimal", list(ESTIMATORS), "Of scale and threshold, with --policy."
+)
+_GROUP = flags.DEFINE_string("group", "channel", "What shares a scale, with --policy.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if argv[1:]:
+        raise ValueError(f"unexpected argument {argv[1]!r}")
+    options = {}
+    if _FLOAT_DTYPE.value is not None:
+        options["float_dtype"] = _FLOAT_DTYPE.value
+    if _POLICY.value is not None:
+        options["policy"] = ClipPolicy(_POLICY.value, _GROUP.value, _ESTIMATOR.value)
+    sizes = FORMATS[_FORMAT.value](_WORKDIR.value, _OUT.value, **options)
+    (Path(_OUT.value) / "size.json").write_text(json.dumps(sizes, indent=1) + "\n")
+    rows = [(label, show(sizes[key])) for label, key, show in ROWS if key in sizes]
+    print(markdown_table((f"{_FORMAT.value} model", _OUT.value), rows))

@@ -1,0 +1,1 @@
+"""What accelerators can do, and their compilers, which need no accelerator."""
