@@ -1,6 +1,5 @@
 """From a trained model to what ships: a packed folder, or one for transformers."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,7 @@ def export_huggingface(
     """
     model, quant, policy = _load(workdir, policy)
     float_dtype = float_dtype or ("float32" if policy.policy == "none" else "float16")
-    plain = dataclasses.replace(policy, activations="native")
-    weights = flatten_dict(ternarize_params(model.params, quant, plain), sep="/")
+    weights = flatten_dict(ternarize_params(model.params, quant, policy), sep="/")
     weights = {path: cast_float(path, leaf, float_dtype) for path, leaf in weights.items()}
     out, params = Path(out), unflatten_dict(weights, sep="/")
     save_huggingface(out, model.config, params, model.tokenizer, model.preprocess)

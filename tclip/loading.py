@@ -7,10 +7,10 @@ from typing import Any
 from tclip.inference import Model
 from tclip.interop import load_pretrained
 from tclip.model_kind import model_kind
-from tclip.models import ClipPolicy
+from tclip.models import ClipPolicy, effective_weights
 from tclip.packed import PREPROCESSOR, TOKENIZER, load_packed
 from tclip.processing import load_preprocess, load_tokenizer
-from tclip.quant import ternarize_params, with_int8_activations
+from tclip.quant import with_int8_activations
 
 
 def load(path: str | Path, activations: str | None = None) -> Model:
@@ -57,7 +57,7 @@ class LatentModel:
         policy = dataclasses.replace(
             self.policy, activations=activations or self.policy.activations
         )
-        params = ternarize_params(self.model.params, self.quant, policy)
+        params = effective_weights(self.model.params, self.quant, policy)
         return dataclasses.replace(self.model, params=params)
 
 

@@ -16,3 +16,9 @@ def target_device() -> AbstractDevice:
     if device is None or isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     return AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
+
+
+def float32_is_exact() -> bool:
+    """Whether `jax.default_matmul_precision` asks for products of float32 in all their bits."""
+    precision = jax.config.jax_default_matmul_precision
+    return precision not in (None, "default", "fastest", "bfloat16")

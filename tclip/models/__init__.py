@@ -12,6 +12,7 @@ from tclip.models.architectures import (
 from tclip.models.clip import CLIP, bound_logit_scale, init_params, logit_bias, logit_scale
 from tclip.models.layout import with_layout
 from tclip.models.ternary_policy import PRESETS, ClipPolicy
+from tclip.models.weights import effective_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -25,6 +26,7 @@ __all__ = [
     "architecture",
     "bound_logit_scale",
     "computed_as",
+    "effective_weights",
     "init_params",
     "logit_bias",
     "logit_scale",

@@ -3,7 +3,6 @@
 import jax
 from flax import linen as nn
 
-from tclip.kernels.activations import activate
 from tclip.models.architectures import CLIPConfig, TextConfig, VisionConfig
 from tclip.models.layers import Linear
 
@@ -61,8 +60,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width, mlp_dim, dtype = self.tower.width, self.tower.mlp_dim, self.config.dtype
-        x = Linear(mlp_dim, dtype, _normal((2 * width) ** -0.5), name="fc1")(x)
-        x = activate(x, self.config.activation)
+        fc1_init, activation = _normal((2 * width) ** -0.5), self.config.activation
+        x = Linear(mlp_dim, dtype, fc1_init, activation=activation, name="fc1")(x)
         return Linear(width, dtype, _residual_init(self.tower), name="fc2")(x)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tclip.kernels.linear import linear, take_rows, with_bias
 from tclip.parallel.sharding import FSDP, divisible, param_spec, path_name
 from tclip.quant import Int8Activations, TernaryTensor
 from tclip.quant.tensor import pack_ternary
@@ -59,6 +60,21 @@ class GatheredWeight:
     def matmul(self, x: jax.Array) -> jax.Array:
         """x [..., K] @ weight [K, N] in x.dtype; the backward pass reads the copy again."""
         return _matmul(self.sharding, x, self.value, self.copy)
+
+
+@linear.register
+def _(
+    weight: GatheredWeight,
+    x: jax.Array,
+    bias: jax.Array | None = None,
+    activation: str | None = None,
+) -> jax.Array:
+    return with_bias(weight.matmul(x), bias, activation)
+
+
+@take_rows.register
+def _(table: GatheredWeight, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return take_rows(table.dense(dtype), ids, dtype)
 
 
 def gather_weights(

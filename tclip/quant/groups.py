@@ -74,3 +74,10 @@ def group_sum(values: jax.Array, group: tuple[int, ...]) -> jax.Array:
     blocks = [(g, d // g) for g, d in zip(group, values.shape, strict=True)]
     values = values.reshape([n for block in blocks for n in block])
     return values.sum(axis=tuple(range(1, values.ndim, 2)))
+
+
+def block_scales(scale: jax.Array, columns: int) -> jax.Array:
+    """A scale in any grouping of [K, N] as float32 [1 or K-blocks, N]."""
+    groups = scale.shape[0] if scale.ndim else 1
+    scale = expand(scale.astype(jnp.float32), (groups, columns))
+    return jnp.broadcast_to(scale, (groups, columns))

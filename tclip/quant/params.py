@@ -81,8 +81,7 @@ def init_quant(params: Any, policy: TernaryPolicy) -> Quant:
 def ternarize_params(params: Any, quant: Quant, policy: TernaryPolicy) -> Any:
     """Replaces the ternary leaves by `ternarize` of them; same tree, shapes and dtypes.
 
-    With int8 activations the kernels among them come as `Int8Activations`, which the layers of
-    tclip.models know. Differentiable in params and quant. Scales and thresholds that are not
+    Differentiable in params and quant. Scales and thresholds that are not
     learned are estimated anew from the weights, and no gradient flows through the estimate.
 
     Raises:
@@ -91,9 +90,7 @@ def ternarize_params(params: Any, quant: Quant, policy: TernaryPolicy) -> Any:
 
     def leaf(path: str, w: jax.Array) -> jax.Array:
         scale, threshold = _scale_and_threshold(path, w, quant, policy)
-        w_ternary = ternarize(w, scale, threshold, policy.clip)
-        is_int8 = policy.activations == "int8" and is_kernel(path)
-        return Int8Activations(w_ternary) if is_int8 else w_ternary
+        return ternarize(w, scale, threshold, policy.clip)
 
     return _map_ternary(leaf, params, policy)
 
@@ -126,12 +123,19 @@ def quantize_params(
     return _map_ternary(leaf, params, policy)
 
 
-def with_int8_activations(params: Any) -> Any:
-    """Marks every packed kernel to be multiplied by int8 activations."""
+def with_int8_activations(params: Any, policy: TernaryPolicy | None = None) -> Any:
+    """Marks ternary kernels to be multiplied by int8 activations, for `tclip.kernels.linear`.
+
+    Args:
+      params: a tree with packed weights, which are marked; or, with a policy, of arrays.
+      policy: marks the kernels that it makes ternary.
+    """
+    paths = frozenset() if policy is None else frozenset(ternary_paths(params, policy))
 
     def visit(keys, leaf):
-        is_marked = isinstance(leaf, TernaryTensor) and is_kernel(_path(keys))
-        return Int8Activations(leaf) if is_marked else leaf
+        path = _path(keys)
+        is_ternary = isinstance(leaf, TernaryTensor) or path in paths
+        return Int8Activations(leaf) if is_ternary and is_kernel(path) else leaf
 
     return jax.tree_util.tree_map_with_path(
         visit, params, is_leaf=lambda leaf: isinstance(leaf, TernaryTensor)

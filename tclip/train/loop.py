@@ -23,11 +23,11 @@ from tclip.data.batch_layout import batch_layout
 from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.losses import check_negatives
+from tclip.models import effective_weights
 from tclip.parallel import processes
 from tclip.parallel.processes import local_rows, main_says, put_rows, put_whole
 from tclip.parallel.sharding import batch_sharding, check_batch, make_mesh, param_shardings
 from tclip.processing import Tokenizer
-from tclip.quant import ternarize_params
 from tclip.run.checkpoint import Checkpoints, has_checkpoint
 from tclip.run.experiment import Experiment, check_resumable, read_experiment
 from tclip.run.state import TrainState
@@ -230,7 +230,7 @@ def make_evaluation(
     with processes.main_first("evaluation data"):
         source = open_source(config.data)
     weights_fn = jax.jit(
-        lambda w: ternarize_params(w["params"], w["quant"], experiment.quant),
+        lambda w: effective_weights(w["params"], w["quant"], experiment.quant),
         out_shardings=shardings,
     )
     batch = batch_sharding(jax.tree.leaves(shardings)[0].mesh)

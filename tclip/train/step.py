@@ -9,10 +9,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from tclip.losses import Outputs
-from tclip.models import CLIP, CLIPConfig, bound_logit_scale, logit_bias, logit_scale
+from tclip.models import (
+    CLIP,
+    CLIPConfig,
+    bound_logit_scale,
+    effective_weights,
+    logit_bias,
+    logit_scale,
+)
 from tclip.parallel.gather import gather_weights, with_values
 from tclip.parallel.sharding import batch_sharding
-from tclip.quant import ternarize_params, ternary_paths
+from tclip.quant import ternary_paths
 from tclip.run.experiment import Experiment
 from tclip.run.state import Params, TrainState
 from tclip.train.gradients import Batch, Metrics, StudentAndTeacher, loss_gradients
@@ -103,7 +110,7 @@ def make_train_step(
     batch_axis, quant = batch_sharding(mesh), experiment.quant
 
     def student_weights(latent: dict[str, Any]) -> Params:
-        return ternarize_params(latent["params"], latent["quant"], quant)
+        return effective_weights(latent["params"], latent["quant"], quant)
 
     def teacher_fn(params: Params | None, batch: Batch, hidden: bool) -> Outputs | None:
         if teacher_model is None:

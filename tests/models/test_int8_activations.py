@@ -12,8 +12,8 @@ import tclip
 from tclip.export import export_packed
 from tclip.inference import Model
 from tclip.kernels.fake_quant import fake_quantize_rows
-from tclip.models import CLIP, ClipPolicy
-from tclip.quant import Int8Activations, ternarize_params, with_int8_activations
+from tclip.models import CLIP, ClipPolicy, effective_weights
+from tclip.quant import Int8Activations, with_int8_activations
 from tests.helpers import tiny
 
 INT8 = dataclasses.replace(tiny.POLICY, activations="int8")
@@ -26,7 +26,9 @@ def pixels():
 
 
 def trained_model():
-    weights = jax.jit(functools.partial(ternarize_params, policy=INT8))(tiny.params(), tiny.quant())
+    weights = jax.jit(functools.partial(effective_weights, policy=INT8))(
+        tiny.params(), tiny.quant()
+    )
     return Model(tiny.config(), weights, tiny.tokenizer(), tiny.PREPROCESS)
 
 
@@ -62,18 +64,18 @@ def test_the_trained_student_and_its_packed_integers_agree():
 
 def test_only_ternary_kernels_are_multiplied_by_rounded_activations():
     policy = ClipPolicy("ffn", activations="int8", learn_scale=False, learn_threshold=False)
-    params = ternarize_params(tiny.params(), {}, policy)
+    params = effective_weights(tiny.params(), {}, policy)
     block = params["text"]["blocks_0"]
     assert isinstance(block["mlp"]["fc1"]["kernel"], Int8Activations)
     assert isinstance(block["attn"]["q_proj"]["kernel"], jax.Array)
-    everything = ternarize_params(tiny.params(), tiny.quant(), INT8)
+    everything = effective_weights(tiny.params(), tiny.quant(), INT8)
     assert isinstance(everything["vision"]["patch_embed"]["kernel"], Int8Activations)
     assert isinstance(everything["text"]["token_embedding"]["embedding"], jax.Array)
 
 
 def test_gradients_reach_the_latent_weights():
     def loss(params, policy):
-        weights = ternarize_params(params, tiny.quant(), policy)
+        weights = effective_weights(params, tiny.quant(), policy)
         image = CLIP(tiny.config()).apply({"params": weights}, pixels(), method="encode_image")
         return jnp.sum(jnp.sin(image))
 

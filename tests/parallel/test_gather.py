@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tclip.models import effective_weights
 from tclip.parallel.gather import FloatCopy, GatheredWeight, gather_weights
 from tclip.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from tclip.plan.inputs import abstract_batch
-from tclip.quant import ESTIMATORS, Int8Activations, ternarize, ternarize_params, ternary_paths
+from tclip.quant import ESTIMATORS, Int8Activations, ternarize, ternary_paths
 from tclip.quant.tensor import pack_ternary
 from tclip.run.experiment import Experiment, TrainConfig
 from tclip.train.sharded_step import make_sharded_step
@@ -90,7 +91,7 @@ def test_leaves_that_are_spread_are_gathered(activations):
 
     @jax.jit
     def weights(params):
-        plain = ternarize_params(params, quant, policy)
+        plain = effective_weights(params, quant, policy)
         return plain, gather_weights(plain, mesh, paths, policy.group)
 
     plain, everywhere = weights(params)

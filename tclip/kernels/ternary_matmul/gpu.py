@@ -22,9 +22,9 @@ from jax.sharding import AbstractDevice
 
 from tclip.kernels.int8 import LARGEST, quantize_rows
 from tclip.kernels.shard_map import split_by_compiler, vary_together
+from tclip.kernels.target import float32_is_exact
 from tclip.kernels.ternary_matmul.gpu_blocks import BLOCK, TILES, Tile, choose_blocks
 from tclip.kernels.ternary_matmul.gpu_kernel import FORMATS, Config, finish, ternary_matmul_kernel
-from tclip.kernels.ternary_matmul.scan_columns import float32_is_exact
 from tclip.quant.groups import expand
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor

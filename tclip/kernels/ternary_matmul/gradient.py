@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from tclip.kernels.shard_map import vary_together
-from tclip.kernels.ternary_matmul.scan_columns import block_scales, scan_columns
-from tclip.quant.groups import expand, group_sum
+from tclip.kernels.ternary_matmul.scan_columns import scan_columns
+from tclip.quant.groups import block_scales, expand, group_sum
 from tclip.quant.packing import unpack
 from tclip.quant.tensor import TernaryTensor
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from tclip.kernels.activations import activate
 from tclip.kernels.int8 import quantize_rows
 from tclip.kernels.target import target_device
-from tclip.kernels.ternary_matmul.scan_columns import block_scales, scan_columns
-from tclip.quant.groups import expand
+from tclip.kernels.ternary_matmul.scan_columns import scan_columns
+from tclip.quant.groups import block_scales, expand
 from tclip.quant.packing import unpack
 from tclip.quant.tensor import TernaryTensor
 

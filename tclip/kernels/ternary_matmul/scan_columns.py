@@ -1,4 +1,4 @@
-"""What the implementations share: one form of scales, and a weight expanded in parts."""
+"""A weight expanded a part of its columns at a time."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from tclip.kernels.target import target_device
-from tclip.quant.groups import expand
 
 # Of the columns, one part in so many is expanded at a time. Not on a GPU: it would stand idle for
 # the most part over products of a sixteenth of a layer, so there a whole weight is expanded.
@@ -43,16 +42,3 @@ def scan_columns(
     carry, results = jax.lax.scan(step, carry, tuple(map(split, arrays)))
     joined = jnp.moveaxis(results, 0, -2)
     return carry, joined.reshape(*joined.shape[:-2], parts * width)[..., :columns]
-
-
-def block_scales(scale: jax.Array, columns: int) -> jax.Array:
-    """A scale in any grouping of [K, N] as float32 [1 or K-blocks, N]."""
-    groups = scale.shape[0] if scale.ndim else 1
-    scale = expand(scale.astype(jnp.float32), (groups, columns))
-    return jnp.broadcast_to(scale, (groups, columns))
-
-
-def float32_is_exact() -> bool:
-    """Whether `jax.default_matmul_precision` asks for products of float32 in all their bits."""
-    precision = jax.config.jax_default_matmul_precision
-    return precision not in (None, "default", "fastest", "bfloat16")

@@ -17,14 +17,15 @@ from jax.sharding import AbstractDevice
 from tclip.kernels.activations import activate
 from tclip.kernels.int8 import LARGEST, quantize_rows
 from tclip.kernels.shard_map import split_by_compiler
+from tclip.kernels.target import float32_is_exact
 from tclip.kernels.ternary_matmul.blocks import LANES, MOST, Blocks, choose_blocks
-from tclip.kernels.ternary_matmul.scan_columns import block_scales, float32_is_exact
 from tclip.kernels.ternary_matmul.tpu_units import (
     has_paired_units,
     paired_dot,
     quantize_block,
     unit_dot,
 )
+from tclip.quant.groups import block_scales
 from tclip.quant.packing import CODES_PER_WORD
 from tclip.quant.tensor import TernaryTensor
 
