@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tclip.config import to_dict
 from tclip.models import architecture
 from tclip.run.experiment import default_config
+from tclip.run.recipe import check_role
 
 ROLES = ("teacher", "student")
 STEPS_PER_EPOCH = 50_000 // 256
@@ -23,8 +24,7 @@ STEPS_PER_EPOCH = 50_000 // 256
 
 def get_config(arg: str = "teacher") -> ConfigDict:
     """Returns the recipe of the "teacher" or of the "student"."""
-    if arg not in ROLES:
-        raise ValueError(f"configs/cifar10.py:{arg}: choose one of {', '.join(ROLES)}")
+    check_role("cifar10", arg, ROLES)
     config = default_config()
     config.model = to_dict(architecture("small-32"))
     config.preprocess.image_size = 32

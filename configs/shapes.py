@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from tclip.config import to_dict
 from tclip.models import architecture
 from tclip.run.experiment import default_config
+from tclip.run.recipe import check_role
 
 ROLES = ("teacher", "student")
 
 
 def get_config(arg: str = "teacher") -> ConfigDict:
     """Returns the recipe of the "teacher" or of the "student"."""
-    if arg not in ROLES:
-        raise ValueError(f"configs/shapes.py:{arg}: choose one of {', '.join(ROLES)}")
+    check_role("shapes", arg, ROLES)
     config = default_config()
     config.model = to_dict(architecture("small-48"))
     config.preprocess.image_size = 48

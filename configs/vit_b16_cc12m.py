@@ -14,9 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tclip.config import to_dict
-from tclip.models import architecture
-from tclip.run.experiment import default_config
+from tclip.run.recipe import check_role, web_scale_config
 
 ROLES = ("student",)
 SAMPLES = 10_968_539  # of pixparse/cc12m-wds
@@ -26,29 +24,15 @@ EPOCHS = 5
 
 def get_config(arg: str = "student") -> ConfigDict:
     """Returns the recipe of the "student"."""
-    if arg not in ROLES:
-        raise ValueError(f"configs/vit_b16_cc12m.py:{arg}: choose one of {', '.join(ROLES)}")
-    config = default_config()
+    check_role("vit_b16_cc12m", arg, ROLES)
+    config = web_scale_config("ViT-B/16")
     config.teacher.path = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
     config.init = "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"
-    config.model = to_dict(architecture("ViT-B/16"))
     config.model.activation = "gelu"
-    config.model.dtype = "bfloat16"
-    config.model.scan_layers = True
-    config.preprocess.image_size = 224
-    config.preprocess.train_scale = (0.9, 1.0)
     config.train_data.source = "wds:data/cc12m/cc12m-train-{0000..2175}.tar"
-    config.quant.policy = "all"
-    config.loss.similarity_weight = 1.0
-    config.loss.embedding_weight = 1.0
     config.optim.lr = 5e-4
-    config.optim.warmup_steps = 1000
-    config.optim.weight_decay = 0.1
     config.train.batch_size = BATCH_SIZE
     config.train.steps = EPOCHS * SAMPLES // BATCH_SIZE
-    config.train.checkpoint_every = 1000
-    config.train.eval_every = 1000
-    config.train.num_workers = 16
     return config
 
 

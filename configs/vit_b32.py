@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tclip.run.experiment import default_config
+from tclip.run.recipe import check_role, web_scale_config
 
 ROLES = ("student",)
 SAMPLES = 2_900_000
@@ -23,24 +23,15 @@ EPOCHS = 5
 
 def get_config(arg: str = "student") -> ConfigDict:
     """Returns the recipe of the "student"."""
-    if arg not in ROLES:
-        raise ValueError(f"configs/vit_b32.py:{arg}: choose one of {', '.join(ROLES)}")
-    config = default_config()
+    check_role("vit_b32", arg, ROLES)
+    config = web_scale_config("ViT-B/32")
     config.teacher.path = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
     config.init = "teacher"
-    config.model.dtype = "bfloat16"
-    config.model.scan_layers = True
-    config.preprocess.train_scale = (0.9, 1.0)
     config.train_data.source = "wds:data/cc3m/{00000..00331}.tar"
-    config.quant.policy = "all"
-    config.loss.similarity_weight = 1.0
-    config.loss.embedding_weight = 1.0
     config.optim.lr = 3e-4
     config.optim.warmup_steps = 500
     config.train.batch_size = BATCH_SIZE
     config.train.steps = EPOCHS * SAMPLES // BATCH_SIZE
-    config.train.checkpoint_every = 1000
-    config.train.eval_every = 1000
     config.train.num_workers = 8
     return config
 

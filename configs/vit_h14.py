@@ -16,9 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tclip.config import to_dict
-from tclip.models import architecture
-from tclip.run.experiment import default_config
+from tclip.run.recipe import check_role, web_scale_config
 
 ROLES = ("student",)
 SAMPLES = 512_000_000  # seen in all
@@ -27,30 +25,16 @@ BATCH_SIZE = 16_384
 
 def get_config(arg: str = "student") -> ConfigDict:
     """Returns the recipe of the "student"."""
-    if arg not in ROLES:
-        raise ValueError(f"configs/vit_h14.py:{arg}: choose one of {', '.join(ROLES)}")
-    config = default_config()
+    check_role("vit_h14", arg, ROLES)
+    config = web_scale_config("ViT-H/14")
     config.teacher.path = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     config.init = "teacher"
-    config.model = to_dict(architecture("ViT-H/14"))
-    config.model.dtype = "bfloat16"
-    config.model.scan_layers = True
     config.model.remat = "full"
-    config.preprocess.image_size = 224
-    config.preprocess.train_scale = (0.9, 1.0)
     config.train_data.source = "wds:data/datacomp/{00000000..00012895}.tar"
-    config.quant.policy = "all"
-    config.loss.similarity_weight = 1.0
-    config.loss.embedding_weight = 1.0
     config.optim.lr = 2e-4
-    config.optim.warmup_steps = 1000
-    config.optim.weight_decay = 0.1
     config.mesh.fsdp = 16
     config.train.batch_size = BATCH_SIZE
     config.train.steps = SAMPLES // BATCH_SIZE
-    config.train.checkpoint_every = 1000
-    config.train.eval_every = 1000
-    config.train.num_workers = 16
     return config
 
 

@@ -24,7 +24,7 @@ from tclip.train.loop import train
 from tclip.train.step import make_train_step
 from tests.helpers import tiny
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 def points():
