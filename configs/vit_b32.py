@@ -13,7 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tclip.run.recipe import check_role, web_scale_config
+from tclip.run.recipe import check_role
+from tclip.run.web_scale import web_scale_config
 
 ROLES = ("student",)
 SAMPLES = 2_900_000

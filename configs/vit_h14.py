@@ -16,7 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tclip.run.recipe import check_role, web_scale_config
+from tclip.run.recipe import check_role
+from tclip.run.web_scale import web_scale_config
 
 ROLES = ("student",)
 SAMPLES = 512_000_000  # seen in all

@@ -6,6 +6,7 @@ enters, and the only place where a misspelt key or a value of the wrong type has
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -14,12 +15,50 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field may be, as in `lr: Annotated[float, Range(0, open_low=True)]`.
+
+    Attributes:
+      low, high: bounds, of every number of a tuple; None is no bound.
+      open_low, open_high: whether the bound itself is excluded.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+    def check(self, value: Any, where: str) -> None:
+        """Raises ValueError, naming the dotted key `where`, unless the value is in the range."""
+        low, high = self.low, self.high
+        for x in value if isinstance(value, tuple) else (value,):
+            below = low is not None and (x < low or (self.open_low and x == low))
+            above = high is not None and (x > high or (self.open_high and x == high))
+            if below or above:
+                raise ValueError(f"{where}={value}: must be {self}")
+
+    def __str__(self) -> str:
+        bounds = []
+        if self.low is not None:
+            bounds.append(f"{'more than' if self.open_low else 'at least'} {self.low}")
+        if self.high is not None:
+            bounds.append(f"{'less than' if self.open_high else 'at most'} {self.high}")
+        return " and ".join(bounds)
+
+
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+FRACTION = Range(0, 1)
+COUNT = Range(1)
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Returns `cls(**values)` with nested dataclasses built and every value checked.
 
     Args:
       cls: a dataclass whose fields are annotated with bool, int, float, str, tuples of them, other
-        dataclasses, or unions of those with None.
+        dataclasses, or unions of those with None; numbers may be annotated with a `Range`.
       values: nested mapping, as of JSON or `ConfigDict.to_dict()`; absent keys take the field's
         default.
       where: dotted prefix of the keys, for messages.
@@ -28,7 +67,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
       ValueError: an unknown key (the nearest known one is suggested), a value of the wrong type, or
         a value that the dataclass itself refuses; the message names the dotted key.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -38,7 +77,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     kwargs = {key: _convert(fields[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
@@ -51,6 +90,11 @@ def to_dict(value: Any) -> Any:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        value = _convert(args[0], value, where)
+        for limit in args[1:]:
+            limit.check(value, where)
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
@@ -73,6 +117,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}={value}: must be finite")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

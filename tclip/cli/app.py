@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import glob
 import importlib.metadata
 import importlib.util
 import logging
@@ -21,11 +22,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from tclip.parallel import processes
-from tclip.run.recipe import recipe_path
+from tclip.run.recipe import checked_recipe
 
 # That of an abort, by which jax ends a process that no longer hears from another. Schedulers take
 # it for a failure of the machine, after which they start a job again.
 LOST = 128 + signal.SIGABRT
+INTERRUPTED = 128 + signal.SIGINT
+USAGE = 2
 
 
 def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
@@ -51,7 +54,10 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
         # Compiled programs are kept: what is resumed or repeated starts at once.
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        if _cpu_only():
+        if not jax.config.jax_platforms and not has_accelerator():
+            # Without a chip the TPU plugin reports errors before it gives up.
+            jax.config.update("jax_platforms", "cpu")
+        if jax.config.jax_platforms == "cpu":
             keep_freed_memory()
         code = 1
         try:
@@ -59,6 +65,9 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
         except (ValueError, OSError, FloatingPointError) as error:
             absl_logging.debug("traceback:", exc_info=True)
             print(f"{name}: error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            code = INTERRUPTED
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
@@ -68,7 +77,12 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
             _end_without_the_others(code)
         return code
 
-    app.run(guarded, argv=[name, *with_recipes(arguments)], flags_parser=_parse_flags)
+    try:
+        arguments = with_recipes(arguments)
+    except (ValueError, OSError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    app.run(guarded, argv=[name, *arguments], flags_parser=_parse_flags)
 
 
 def describe(command: ModuleType) -> str:
@@ -88,13 +102,19 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
 
 
 def with_recipes(arguments: Sequence[str]) -> list[str]:
-    """Replaces the name of a recipe after --config by the path of its file."""
+    """Replaces the name of a recipe after --config by the path of its file.
+
+    Raises:
+      FileNotFoundError: there is no such recipe or file.
+      ValueError: it does not have the role that is asked for, or is no recipe.
+    """
     resolved, is_config = [], False
     for argument in arguments:
+        flag, equals, value = argument.partition("=")
         if is_config:
-            argument = recipe_path(argument)
-        elif argument.startswith("--config="):
-            argument = "--config=" + recipe_path(argument.removeprefix("--config="))
+            argument = checked_recipe(argument)
+        elif flag == "--config" and equals:
+            argument = f"--config={checked_recipe(value)}"
         is_config = argument == "--config"
         resolved.append(argument)
     return resolved
@@ -142,20 +162,26 @@ def _end_without_the_others(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _cpu_only() -> bool:
-    # Asking jax for its backend would start the threads.
-    if platforms := os.environ.get("JAX_PLATFORMS"):
-        return platforms == "cpu"
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    return not plugins and importlib.util.find_spec("libtpu") is None
+def has_accelerator() -> bool:
+    """Whether jax may find something else than the CPU; looks without starting a backend."""
+    if importlib.metadata.entry_points(group="jax_plugins"):
+        return True
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    # Chips of a Cloud TPU VM, or what GKE tells a container about them.
+    devices = *glob.glob("/dev/accel[0-9]*"), *glob.glob("/dev/vfio/[0-9]*")
+    return bool(devices) or "TPU_WORKER_ID" in os.environ
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        message = str(error).replace("value other than None", "value")
+        code = USAGE
     except (AttributeError, ValueError, OSError) as error:
-        # From a config file: it is missing, refuses its argument, or has no such key; the message
-        # of the last is that of a KeyError, in quotes.
+        # From a config that has no such key; the message is that of a KeyError, in quotes.
         message = str(error).replace("\\n", ". ").replace("\\'", "").strip("'\"")
-        print(f"{argv[0]}: error: {message}", file=sys.stderr)
-        sys.exit(1)
+        code = 1
+    print(f"{argv[0]}: error: {message}; see tclip {argv[0]} --help", file=sys.stderr)
+    sys.exit(code)

@@ -8,6 +8,7 @@ import tclip
 
 # Name -> (what it does, the extra that it needs installed besides the base requirements).
 COMMANDS = {
+    "demo": ("show the demo model at work", ""),
     "classify": ("say which of some labels fits an image best", ""),
     "export": ("write a trained or float model as the folder that ships", ""),
     "evaluate": ("measure zero-shot classification and retrieval", "train"),

@@ -294,8 +294,9 @@ def batches(examples: Sequence[Example], batch_size: int, num_workers: int) -> g
 
 
 def _ignore_sigterm(worker: int, workers: int) -> None:
-    # It may be sent to all processes of a job; the main one goes on until it has saved.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # They may be sent to all processes of a job; the main one goes on until it has saved.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _decode(sample):

@@ -3,7 +3,9 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
+
+from tclip.config import POSITIVE
 
 # Between the sources of a mixture, as in open_clip's --train-data.
 SEPARATOR = "::"
@@ -79,17 +81,12 @@ class SourceConfig:
     label_key: str = "label"
     caption_key: str = ""
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    weights: tuple[float, ...] = ()
+    weights: Annotated[tuple[float, ...], POSITIVE] = ()
 
     def __post_init__(self):
         for template in self.templates:
             if "{}" not in template:
                 raise ValueError(f"template {template!r} has no {{}} for the class name")
-
-
-def fill(templates: tuple[str, ...], classname: str) -> tuple[str, ...]:
-    """Puts the class name in the place of "{}" in every template."""
-    return tuple(template.replace("{}", classname) for template in templates)
 
 
 def data_dir(cfg: SourceConfig) -> Path:

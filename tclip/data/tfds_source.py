@@ -1,16 +1,24 @@
 """Sources from TensorFlow Datasets, read from array_record files without TensorFlow."""
 
+import contextlib
 import dataclasses
 import fcntl
 import functools
 import logging
+import os
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 
-from tclip.data.source import Sample, SourceConfig, data_dir, fill
+from tclip.data.source import Sample, SourceConfig, data_dir
 from tclip.processing.bad_sample import BadSample
+from tclip.prompts import fill
+
+# For the name of a host to be found, on a slow network too.
+NETWORK_SECONDS = 5
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +147,11 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
         ) from None
     if not builder.is_prepared():
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        if not has_network():
+            raise FileNotFoundError(
+                f"TFDS data set {name!r} is not in {root}, and there is no network to download it; "
+                f"{remedy}"
+            )
         try:
             _prepare(builder, root)
         # Whatever a data set's own download and generation code may raise.
@@ -180,6 +193,22 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
         classnames=classnames,
         templates=cfg.templates if classnames else (),
     )
+
+
+def has_network() -> bool:
+    """Whether a host of the internet can be found; TFDS itself would try for minutes."""
+    if any(name.lower().endswith("_proxy") for name in os.environ):
+        return True
+    asked = threading.Thread(target=_find_host, args=(found := [],), daemon=True)
+    asked.start()
+    asked.join(NETWORK_SECONDS)
+    return bool(found)
+
+
+def _find_host(found: list[bool]) -> None:
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo("storage.googleapis.com", 443)
+        found.append(True)
 
 
 def _prepare(builder, root: Path) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from tclip.data.source import Sample, SourceConfig, data_dir, fill
+from tclip.data.source import Sample, SourceConfig, data_dir
 from tclip.data.tar_index import IMAGE_SUFFIXES, index_shards, open_index, split_name
 from tclip.processing.bad_sample import BadSample
+from tclip.prompts import fill
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
 """Evaluation of any model on any data source."""
 
 from tclip.data import Source
-from tclip.evals.classification import class_embeddings, zeroshot_classification
+from tclip.evals.classification import zeroshot_classification
 from tclip.evals.embed import ImageEmbeddings, embed_images
 from tclip.evals.retrieval import distinct_captions, retrieval
 from tclip.inference import Model
+from tclip.prompts import class_embeddings
 
 __all__ = [
     "ImageEmbeddings",

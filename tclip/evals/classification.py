@@ -1,36 +1,14 @@
 """Zero-shot classification: the class whose captions are nearest to the image."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from tclip.data import Source
-from tclip.data.source import fill
-from tclip.evals.embed import ImageEmbeddings, embed_texts
+from tclip.evals.embed import ImageEmbeddings
 from tclip.evals.metrics import Ties, classification_metrics, label_ranks
 from tclip.inference import Model
+from tclip.prompts import class_embeddings
 
 CHUNK = 1024
-
-
-def class_embeddings(
-    model: Model, classnames: Sequence[str], templates: Sequence[str]
-) -> np.ndarray:
-    """Unit embeddings of the classes, float32 [C, D].
-
-    A class is the renormalised mean of the unit embeddings of its name in every template (the
-    prompt ensemble of CLIP, arXiv 2103.00020, section 3.1.4).
-
-    Raises:
-      ValueError: no class, no template, or embeddings that are not finite.
-    """
-    if not classnames or not templates:
-        raise ValueError("zero-shot classification needs class names and templates")
-    prompts = [prompt for name in classnames for prompt in fill(tuple(templates), name)]
-    prompts_PxD = embed_texts(model, "class names", prompts)
-    mean_CxD = prompts_PxD.reshape(len(classnames), len(templates), -1).mean(axis=1)
-    norm_Cx1 = np.linalg.norm(mean_CxD, axis=1, keepdims=True)
-    return mean_CxD / np.where(norm_Cx1 == 0, 1, norm_Cx1)
 
 
 def zeroshot_classification(

@@ -14,11 +14,12 @@ import numpy as np
 
 from tclip.data import SourceConfig, open_source
 from tclip.data.webdataset import WebDatasetSource
-from tclip.evals.classification import class_embeddings, zeroshot_classification
+from tclip.evals.classification import zeroshot_classification
 from tclip.evals.embed import ImageEmbeddings, embed_images
 from tclip.evals.metrics import average_precision
 from tclip.evals.retrieval import every_caption, retrieval
 from tclip.inference import Model
+from tclip.prompts import class_embeddings
 
 _TYPES = {
     "natural": """

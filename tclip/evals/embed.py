@@ -1,6 +1,5 @@
-"""Embedding the images of a data source, once for all evaluations, and texts."""
+"""Embedding the images of a data source, once for all evaluations."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +8,7 @@ from tqdm import tqdm
 
 from tclip.data import Source, eval_batches
 from tclip.inference import Model
-
-# Texts between two steps of the progress bar; what is encoded at a time is up to the model.
-TEXTS = 1024
+from tclip.prompts import check_finite
 
 
 @dataclass(frozen=True)
@@ -60,26 +57,3 @@ def embed_images(
     check_finite("images", embeddings_NxD)
     skipped = source.left_out + len(source) - len(index_N)
     return ImageEmbeddings(embeddings_NxD, labels_N[index_N], index_N.astype(np.int32), skipped)
-
-
-def embed_texts(model: Model, what: str, texts: Sequence[str]) -> np.ndarray:
-    """Unit embeddings of the texts, float32 [T, D]; `what` names them in messages.
-
-    Raises:
-      ValueError: the model's embeddings are not finite.
-    """
-    parts = []
-    with tqdm(total=len(texts), desc=what, disable=None) as bar:
-        for start in range(0, len(texts), TEXTS):
-            part = texts[start : start + TEXTS]
-            parts.append(model.encode_text(part))
-            bar.update(len(part))
-    embeddings_TxD = np.concatenate(parts)
-    check_finite(what, embeddings_TxD)
-    return embeddings_TxD
-
-
-def check_finite(what: str, embeddings_NxD: np.ndarray) -> None:
-    """Raises ValueError where a comparison of scores would be meaningless."""
-    if not np.isfinite(embeddings_NxD).all():
-        raise ValueError(f"the model's embeddings of {what} hold NaN or infinity")

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from tclip.data import Source
-from tclip.evals.embed import ImageEmbeddings, embed_texts
+from tclip.evals.embed import ImageEmbeddings
 from tclip.evals.metrics import Ties, recall_at, retrieval_ranks
 from tclip.inference import Model
+from tclip.prompts import embed_texts
 
 # Texts; for each image the positions of its texts; for each text the positions of its images.
 # Positions of images count rows of `images.embeddings_NxD`.

@@ -1,6 +1,9 @@
 """Which losses a run adds up, and how they are computed."""
 
 import dataclasses
+from typing import Annotated
+
+from tclip.config import COUNT, NOT_NEGATIVE, POSITIVE
 
 CONTRASTIVE = ("softmax", "sigmoid")
 NEGATIVES = ("gathered", "chunked", "ring")
@@ -29,16 +32,16 @@ class LossConfig:
     """
 
     contrastive: str = "softmax"
-    contrastive_weight: float = 1.0
-    similarity_weight: float = 0.0
-    temperature: float = 1.0
-    logits_weight: float = 0.0
-    embedding_weight: float = 0.0
-    hidden_weight: float = 0.0
+    contrastive_weight: Annotated[float, NOT_NEGATIVE] = 1.0
+    similarity_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    temperature: Annotated[float, POSITIVE] = 1.0
+    logits_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    embedding_weight: Annotated[float, NOT_NEGATIVE] = 0.0
+    hidden_weight: Annotated[float, NOT_NEGATIVE] = 0.0
     hidden_layers: tuple[tuple[int, int], ...] = ()
     text_hidden_layers: tuple[tuple[int, int], ...] = ()
     negatives: str = "gathered"
-    chunk_size: int = 1024
+    chunk_size: Annotated[int, COUNT] = 1024
 
     def __post_init__(self):
         for name, known in (("contrastive", CONTRASTIVE), ("negatives", NEGATIVES)):

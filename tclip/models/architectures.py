@@ -1,6 +1,9 @@
 """Configurations of a CLIP model and the named architectures."""
 
 import dataclasses
+from typing import Annotated
+
+from tclip.config import COUNT, NOT_NEGATIVE, POSITIVE
 
 # What of a config says how a model is computed, and not what.
 RUNTIME_KEYS = ("dtype", "scan_layers", "remat")
@@ -29,12 +32,12 @@ class VisionConfig:
         and multi-head attention pooling (arXiv 2106.04560) in place of the projection.
     """
 
-    image_size: int = 224
-    patch_size: int = 32
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_dim: int = 3072
+    image_size: Annotated[int, COUNT] = 224
+    patch_size: Annotated[int, COUNT] = 32
+    width: Annotated[int, COUNT] = 768
+    layers: Annotated[int, COUNT] = 12
+    heads: Annotated[int, COUNT] = 12
+    mlp_dim: Annotated[int, COUNT] = 3072
     pooling: str = "cls"
 
     def __post_init__(self):
@@ -67,13 +70,13 @@ class TextConfig:
       projection_bias: a bias of the projection (SigLIP).
     """
 
-    context_length: int = 77
-    vocab_size: int = 49408
-    width: int = 512
-    layers: int = 12
-    heads: int = 8
-    mlp_dim: int = 2048
-    eot_token_id: int = 49407
+    context_length: Annotated[int, COUNT] = 77
+    vocab_size: Annotated[int, COUNT] = 49408
+    width: Annotated[int, COUNT] = 512
+    layers: Annotated[int, COUNT] = 12
+    heads: Annotated[int, COUNT] = 8
+    mlp_dim: Annotated[int, COUNT] = 2048
+    eot_token_id: Annotated[int, NOT_NEGATIVE] = 49407
     causal: bool = True
     pooling: str = "eot"
     projection_bias: bool = False
@@ -105,11 +108,11 @@ class CLIPConfig:
       logit_bias: a learned bias of the logits, for the sigmoid loss.
     """
 
-    embed_dim: int = 512
+    embed_dim: Annotated[int, COUNT] = 512
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     activation: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: Annotated[float, POSITIVE] = 1e-5
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"

@@ -5,10 +5,12 @@ import dataclasses
 import io
 import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from tclip.config import COUNT, POSITIVE, Range
 from tclip.processing.bad_sample import BadSample
 
 # Checked against the header, before any pixel is decoded (256 MiB of RGBX in memory).
@@ -31,13 +33,13 @@ class PreprocessConfig:
       flip: mirror half of the training images; wrong where captions say left or right.
     """
 
-    image_size: int = 224
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    image_size: Annotated[int, COUNT] = 224
+    mean: Annotated[tuple[float, float, float], Range()] = (0.48145466, 0.4578275, 0.40821073)
+    std: Annotated[tuple[float, float, float], POSITIVE] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: str = "bicubic"
     resize: str = "shortest"
-    train_scale: tuple[float, float] = (0.6, 1.0)
-    train_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    train_scale: Annotated[tuple[float, float], Range(0, 1, open_low=True)] = (0.6, 1.0)
+    train_ratio: Annotated[tuple[float, float], POSITIVE] = (3 / 4, 4 / 3)
     flip: bool = False
 
     def __post_init__(self):

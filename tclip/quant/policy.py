@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
+from tclip.config import POSITIVE
 from tclip.quant.estimators import ESTIMATORS
 from tclip.quant.groups import block_size
 
@@ -30,7 +32,7 @@ class TernaryPolicy:
     estimator: str = "twn"
     learn_scale: bool = True
     learn_threshold: bool = True
-    clip: float = 1.0
+    clip: Annotated[float, POSITIVE] = 1.0
     activations: str = "native"
 
     def __post_init__(self):

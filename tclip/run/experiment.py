@@ -4,11 +4,11 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_collections
 
-from tclip.config import build, to_dict
+from tclip.config import COUNT, NOT_NEGATIVE, build, to_dict
 from tclip.data import SourceConfig
 from tclip.files import read_json_object, write_whole
 from tclip.losses import LossConfig
@@ -54,7 +54,7 @@ class TokenizerConfig:
 
     kind: str = "auto"
     path: str = ""
-    vocab_size: int = 1024
+    vocab_size: Annotated[int, COUNT] = 1024
 
     def __post_init__(self):
         if self.kind not in TOKENIZER_KINDS:
@@ -96,15 +96,15 @@ class TrainConfig:
         nothing, that end the run.
     """
 
-    steps: int = 1000
-    batch_size: int = 256
-    log_every: int = 50
-    eval_every: int = 500
-    checkpoint_every: int = 500
-    keep_last: int = 2
+    steps: Annotated[int, COUNT] = 1000
+    batch_size: Annotated[int, COUNT] = 256
+    log_every: Annotated[int, COUNT] = 50
+    eval_every: Annotated[int, COUNT] = 500
+    checkpoint_every: Annotated[int, COUNT] = 500
+    keep_last: Annotated[int, COUNT] = 2
     best_metric: str = "zeroshot_top1"
-    num_workers: int = 0
-    max_bad_steps: int = 10
+    num_workers: Annotated[int, NOT_NEGATIVE] = 0
+    max_bad_steps: Annotated[int, COUNT] = 10
 
     def __post_init__(self):
         positive = "steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_last"
@@ -133,8 +133,8 @@ class EvalConfig:
     data: SourceConfig = dataclasses.field(
         default_factory=lambda: SourceConfig(source="", split="validation")
     )
-    batch_size: int = 128
-    num_workers: int = 0
+    batch_size: Annotated[int, COUNT] = 128
+    num_workers: Annotated[int, NOT_NEGATIVE] = 0
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -152,8 +152,8 @@ class ProfileConfig:
       steps: how many steps are traced.
     """
 
-    start: int = 0
-    steps: int = 5
+    start: Annotated[int, NOT_NEGATIVE] = 0
+    steps: Annotated[int, COUNT] = 5
 
     def __post_init__(self):
         if self.start < 0:
@@ -175,7 +175,7 @@ class Experiment:
       ValueError: groups that contradict each other.
     """
 
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     init: str = "auto"
     model: CLIPConfig = dataclasses.field(default_factory=lambda: architecture("small-48"))
     train_data: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig("shapes"))

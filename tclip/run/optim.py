@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import optax
 
+from tclip.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range
 from tclip.parallel.sharding import path_name
 
 SCHEDULES = ("cosine", "constant")
@@ -34,15 +35,15 @@ class OptimConfig:
         whole batch. More than one costs a second forward pass.
     """
 
-    lr: float = 1e-3
-    warmup_steps: int = 100
+    lr: Annotated[float, POSITIVE] = 1e-3
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 100
     schedule: str = "cosine"
-    decay_fraction: float = 0.2
-    final_lr_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-6
-    weight_decay: float = 0.1
+    decay_fraction: Annotated[float, FRACTION] = 0.2
+    final_lr_fraction: Annotated[float, FRACTION] = 0.0
+    b1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
+    b2: Annotated[float, Range(0, 1, open_high=True)] = 0.98
+    eps: Annotated[float, POSITIVE] = 1e-6
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
     no_decay: tuple[str, ...] = (
         r".*/bias",
         r".*/ln_[^/]+/scale",
@@ -51,10 +52,10 @@ class OptimConfig:
         r".*/logit_(scale|bias)",
         r"quant/.*",
     )
-    grad_clip: float = 1.0
-    quant_lr_multiplier: float = 1.0
-    ema_decay: float = 0.0
-    accumulate: int = 1
+    grad_clip: Annotated[float, NOT_NEGATIVE] = 1.0
+    quant_lr_multiplier: Annotated[float, NOT_NEGATIVE] = 1.0
+    ema_decay: Annotated[float, Range(0, 1, open_high=True)] = 0.0
+    accumulate: Annotated[int, COUNT] = 1
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:

@@ -5,12 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ml_collections import ConfigDict
-
-from tclip.config import to_dict
-from tclip.models import architecture
-from tclip.run.experiment import default_config
-
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel they are inside the package, in a checkout beside it.
 _FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "configs")
@@ -48,33 +42,23 @@ def load_recipe(file: str | Path) -> ModuleType:
     return module
 
 
+def checked_recipe(config: str) -> str:
+    """Returns `recipe_path(config)`, of a recipe that gives a config for its ARG.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it has no get_config, or refuses ARG.
+    """
+    path = recipe_path(config)
+    file, *arg = path.split(":", 1)
+    recipe = load_recipe(file)
+    if not hasattr(recipe, "get_config"):
+        raise ValueError(f"{file} is no recipe: it has no get_config(arg)")
+    recipe.get_config(*arg)
+    return path
+
+
 def check_role(recipe: str, role: str, roles: Sequence[str]) -> None:
     """Raises ValueError unless a recipe has the role that it is asked for."""
     if role not in roles:
         raise ValueError(f"configs/{recipe}.py:{role}: choose one of {', '.join(roles)}")
-
-
-def web_scale_config(arch: str) -> ConfigDict:
-    """Returns what recipes for millions of image-caption pairs of the web have in common.
-
-    A float CLIP becomes a wholly ternary student in bfloat16, distilled by similarities and
-    embeddings, on crops that leave captions true.
-
-    Args:
-      arch: name of the student's architecture.
-    """
-    config = default_config()
-    model = architecture(arch)
-    config.model = to_dict(model)
-    config.preprocess.image_size = model.vision.image_size
-    config.model.dtype = "bfloat16"
-    config.model.scan_layers = True
-    config.preprocess.train_scale = (0.9, 1.0)
-    config.quant.policy = "all"
-    config.loss.similarity_weight = 1.0
-    config.loss.embedding_weight = 1.0
-    config.optim.warmup_steps = 1000
-    config.train.checkpoint_every = 1000
-    config.train.eval_every = 1000
-    config.train.num_workers = 16
-    return config

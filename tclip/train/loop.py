@@ -153,6 +153,12 @@ def take_steps(
                 if saves:
                     with writer.pause(), jax.transfer_guard("allow"):
                         checkpoints.save(step, state, evaluation)
+                if evaluation is not None and config.best_metric not in evaluation:
+                    checkpoints.wait()
+                    raise ValueError(
+                        f"train.best_metric={config.best_metric!r} is none of what the evaluation "
+                        f"gives: {', '.join(evaluation)}; step {step} is saved"
+                    )
                 if stops:
                     checkpoints.wait()
                     raise Preempted(f"{workdir}: stopped after step {step}, which is saved")

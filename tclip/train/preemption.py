@@ -1,10 +1,12 @@
-"""Stopping on SIGTERM: between two steps, in every process at the same one, with a checkpoint.
+"""Stopping on SIGTERM and Ctrl-C: between two steps, in every process at the same one, with a
+checkpoint.
 
 Before the first step there is nothing to save, and a process that is alone stops at once.
 """
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -23,7 +25,8 @@ class Preempted(BaseException):
 
 
 class StopRequests:
-    """Tells after which step to stop. Use as a context manager, within which SIGTERM ends nothing.
+    """Tells after which step to stop. Use as a context manager, within which SIGTERM ends nothing,
+    and SIGINT (Ctrl-C) only when it comes a second time.
 
     Until the first step is over it raises `Preempted`. With several processes that of any of them
     counts, and jax finds a step that none has passed, which is at the earliest the first.
@@ -37,12 +40,13 @@ class StopRequests:
         # Only the main thread may listen.
         self._listens = not several and threading.current_thread() is threading.main_thread()
         if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._before = {n: signal.signal(n, self._ask) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_) -> None:
         if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def is_last(self, step: int) -> bool:
         """Whether to stop after `step`; to be asked after every step, in every process."""
@@ -53,5 +57,9 @@ class StopRequests:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        if number == signal.SIGINT:
+            # The next one is as if nobody listened.
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+            print("stopping after this step; Ctrl-C again ends at once", file=sys.stderr)
         if not self._begun:
             raise Preempted("stopped before the first step; what was saved before is as it was")

@@ -66,10 +66,11 @@ def set_up_run(experiment: Experiment, workdir: Path, is_resumed: bool) -> RunSe
       ValueError, FileNotFoundError: the data, the teacher, the weights to start from or the
         tokenizer are missing, damaged, or do not fit together.
     """
-    with main_first("training data"):
-        data = open_mixture(experiment.train_data)
+    # Models first: a missing one is noticed before data are prepared.
     teacher = load_teacher(experiment)
     named = None if is_resumed else load_named_start(experiment, teacher)
+    with main_first("training data"):
+        data = open_mixture(experiment.train_data)
     if named is not None:
         experiment = adopt(experiment, named.config, named.preprocess)
     cache = open_teacher_cache(experiment, teacher, data)
