@@ -10,6 +10,7 @@ case "${1:-}" in -*)
   ;;
 esac
 out="$(realpath -m "${1:-runs/quickstart}")"
+export TCLIP_EXTRAS="${TCLIP_EXTRAS:-train,report}"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 step() { printf '\n== %s\n' "$*"; }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Lint, format check and the whole test suite, from a bare Python. Arguments go to pytest:
+# Lint, format check and the test suite, from a bare Python. Arguments go to pytest:
 #   launch/test.sh tests/quant -k packing
+#   launch/test.sh -m 'slow or not slow'     also the tests that take more than ten seconds
 # With TCLIP_EXTRAS=test,reference also the comparisons with transformers, torch and scikit-learn.
 set -euo pipefail
 export TCLIP_EXTRAS="${TCLIP_EXTRAS:-test}"

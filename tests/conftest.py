@@ -1,7 +1,10 @@
 """Eight virtual CPU devices for every test, and a core for every process that runs tests."""
 
+import gc
 import importlib.metadata
 import os
+
+import pytest
 
 # Before jax initialises its backend. A GPU is there only for the tests that ask for one by name.
 plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -17,3 +20,13 @@ worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Frees what a file's tests have compiled, gigabytes for kernels in interpret mode."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()

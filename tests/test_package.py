@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+from tclip.interop import save_huggingface
+from tclip.packed import save_packed
+from tests.helpers import tiny
+
 HEAVY = (
     "flax",
     "optax",
@@ -12,6 +16,17 @@ HEAVY = (
     "PIL",
     "tokenizers",
     "matplotlib",
+)
+
+
+TRAINING = (
+    "orbax",
+    "optax",
+    "grain",
+    "ml_collections",
+    "array_record",
+    "tensorstore",
+    "tensorflow_datasets",
 )
 
 
@@ -45,3 +60,29 @@ def test_tensorflow_is_never_imported_and_torch_never_needed():
 def test_inference_imports_no_torch():
     modules = imported_by("import tclip.inference, tclip.evals, tclip.export, tclip.interop")
     assert modules.isdisjoint({"tensorflow", "torch", "transformers"})
+
+
+def test_a_packed_model_opens_without_what_trains_one(tmp_path):
+    parts = tiny.config(), tiny.packed_params(), tiny.tokenizer(), tiny.PREPROCESS
+    save_packed(tmp_path / "packed", *parts)
+    modules = imported_by(f"import tclip; tclip.load({str(tmp_path / 'packed')!r})")
+    assert "jax" in modules
+    assert modules.isdisjoint(TRAINING)
+
+
+def test_a_folder_of_hugging_face_opens_without_what_trains_a_model(tmp_path):
+    folder = tmp_path / "hf"
+    save_huggingface(folder, tiny.config(), tiny.params(), tiny.tokenizer(), tiny.PREPROCESS)
+    modules = imported_by(f"import tclip; tclip.load({str(folder)!r})")
+    assert modules.isdisjoint(TRAINING)
+
+
+def test_processing_needs_no_jax():
+    modules = imported_by("import tclip.processing")
+    assert modules.isdisjoint({"jax", "flax", *TRAINING})
+
+
+def test_the_commands_of_a_base_installation_import_nothing_that_trains():
+    for command in ("classify", "demo", "export"):
+        modules = imported_by(f"import tclip.cli.app, tclip.cli.{command}")
+        assert modules.isdisjoint(TRAINING), command

@@ -82,7 +82,9 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
     except (ValueError, OSError) as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(1)
-    app.run(guarded, argv=[name, *arguments], flags_parser=_parse_flags)
+    # Where ml_collections looks for the keys that are overridden.
+    sys.argv = [name, *arguments]
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 def describe(command: ModuleType) -> str:
@@ -179,7 +181,7 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     except flags.Error as error:
         message = str(error).replace("value other than None", "value")
         code = USAGE
-    except (AttributeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError, ValueError, OSError) as error:
         # From a config that has no such key; the message is that of a KeyError, in quotes.
         message = str(error).replace("\\n", ". ").replace("\\'", "").strip("'\"")
         code = 1

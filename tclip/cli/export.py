@@ -56,3 +56,8 @@ def main(argv: Sequence[str]) -> None:
     (Path(_OUT.value) / "size.json").write_text(json.dumps(sizes, indent=1) + "\n")
     rows = [(label, show(sizes[key])) for label, key, show in ROWS if key in sizes]
     print(markdown_table((f"{_FORMAT.value} model", _OUT.value), rows))
+    if _POLICY.value is not None and not flags.FLAGS["estimator"].present:
+        print(
+            f"\nScales and thresholds are those of --estimator={_ESTIMATOR.value}, which has the "
+            f"smallest squared error of the weights; there are {', '.join(ESTIMATORS)}"
+        )
