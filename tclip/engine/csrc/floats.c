@@ -23,6 +23,7 @@ enum { COLUMNS = 2 * LANES };
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 float PASTE(tclip_quantize_, TCLIP_SUFFIX)(const float *x, size_t n, int8_t *q);
+void PASTE(tclip_transpose_, TCLIP_SUFFIX)(int8_t *q, size_t n);
 int32_t PASTE(tclip_sum_, TCLIP_SUFFIX)(const int8_t *q, size_t n);
 
 /* exp(x) within 2 units in the last place: 2^i * exp(r) with |r| <= log(2)/2, and Taylor's series
@@ -229,6 +230,7 @@ const struct tclip_floats PASTE(tclip_floats_, TCLIP_SUFFIX) = {
     layer_norm,
     softmax,
     PASTE(tclip_quantize_, TCLIP_SUFFIX),
+    PASTE(tclip_transpose_, TCLIP_SUFFIX),
     PASTE(tclip_sum_, TCLIP_SUFFIX),
     from_half,
 };

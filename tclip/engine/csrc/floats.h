@@ -50,13 +50,12 @@ struct tclip_floats {
 
   /* tclip.kernels.int8.quantize_rows for a row: q = round(x / s), half to even; returns s. */
   float (*quantize)(const float *x, size_t n, int8_t *q);
+  /* Transposes every 16 bytes as a matrix of 4 x 4; n is a multiple of 16. */
+  void (*transpose)(int8_t *q, size_t n);
   int32_t (*sum)(const int8_t *q, size_t n);
   void (*from_half)(const uint16_t *x, size_t n, float *y);
 };
 
 extern const struct tclip_floats tclip_floats_plain, tclip_floats_avx2, tclip_floats_avx512;
-
-/* Transposes every 16 bytes as a matrix of 4 x 4; n is a multiple of 16. */
-void tclip_transpose_16(int8_t *q, size_t n);
 
 #endif

@@ -2,7 +2,7 @@
  *
  * A weight [K, N] comes as packed words [ceil(K/16), N]: the 2-bit two's complement codes of rows
  * 16r .. 16r+15, least significant first. Activations are 8-bit rows in which every 16 bytes are
- * transposed as a matrix of 4 x 4 (`tclip_transpose_16`). Then byte b of step 4r + f, for f = 0..3,
+ * transposed as a matrix of 4 x 4 (`transpose` of floats.h). Then byte b of step 4r + f, for f = 0..3,
  * holds row 16r + 4b + f, and so does byte b of (word >> 2f) & 0x03030303: unpacking a step of four
  * rows takes a shift and a mask. Codes are made unsigned (code + 1), as the instructions want; who
  * calls takes the sum of the activations off.

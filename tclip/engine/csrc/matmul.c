@@ -50,7 +50,7 @@ int tclip_integer_matmul(const char *kernel_name, const int8_t *q, size_t m, siz
   int status = rows && panel && copy && tile ? 0 : tclip_fail(&e, "out of memory");
   for (size_t i = 0; i < m && !status; i++) {
     memcpy(rows + i * stride, q + i * k, k);
-    tclip_transpose_16(rows + i * stride, 16 * count);
+    kernel->floats->transpose(rows + i * stride, 16 * count);
   }
   for (size_t first = 0; first < n && !status; first += columns) {
     size_t width = n - first < columns ? n - first : columns;

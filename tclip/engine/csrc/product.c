@@ -13,15 +13,6 @@ static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 /* Rows whose distance is a large power of two would push each other out of the cache. */
 size_t tclip_q_stride(size_t columns) { return round_up(columns, 64) + 64; }
 
-void tclip_transpose_16(int8_t *q, size_t n) {
-  for (; n; n -= 16, q += 16) {
-    uint8_t in[16], out[16];
-    memcpy(in, q, 16);
-    for (int i = 0; i < 16; i++) out[i] = in[i % 4 * 4 + i / 4];
-    memcpy(q, out, 16);
-  }
-}
-
 struct quantizing {
   const struct tclip_kernel *kernel;
   struct tclip_rows *x;
@@ -38,7 +29,7 @@ static void quantize_rows(void *argument, size_t task, size_t thread) {
     int8_t *q = x->q + i * x->q_stride;
     x->scale[i] = job->kernel->floats->quantize(x->x + i * x->stride, x->columns, q);
     memset(q + x->columns, 0, padded - x->columns);
-    tclip_transpose_16(q, padded);
+    job->kernel->floats->transpose(q, padded);
   }
 }
 
@@ -147,10 +138,17 @@ static void copy_words(const struct plan *p, size_t first, size_t columns, uint3
 }
 
 static void read_scale(const struct plan *p, size_t first, size_t columns, float *scale) {
-  memset(scale, 0, p->blocks * p->columns * sizeof *scale);
-  for (size_t g = 0; g < p->blocks; g++)
-    for (size_t n = 0; n < columns; n++)
-      scale[g * p->columns + n] = tclip_scale_at(p->w, g * p->block, first + n);
+  const struct tclip_weight *w = p->w;
+  for (size_t g = 0; g < p->blocks; g++, scale += p->columns) {
+    size_t row = g * w->scale_columns + first;
+    if (w->scale_columns < w->columns)
+      for (size_t n = 0; n < columns; n++) scale[n] = tclip_scale_at(w, g * p->block, first + n);
+    else if (w->scale_is_half)
+      p->kernel->floats->from_half((const uint16_t *)w->scale + row, columns, scale);
+    else
+      memcpy(scale, (const float *)w->scale + row, columns * sizeof *scale);
+    for (size_t n = columns; n < p->columns; n++) scale[n] = 0;
+  }
 }
 
 /* The finish of a tile whose first entry is [row, column]. */

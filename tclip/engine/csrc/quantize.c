@@ -9,6 +9,7 @@
 #define PASTE(a, b) PASTE_(a, b)
 
 float PASTE(tclip_quantize_, TCLIP_SUFFIX)(const float *x, size_t n, int8_t *q);
+void PASTE(tclip_transpose_, TCLIP_SUFFIX)(int8_t *q, size_t n);
 int32_t PASTE(tclip_sum_, TCLIP_SUFFIX)(const int8_t *q, size_t n);
 
 float PASTE(tclip_quantize_, TCLIP_SUFFIX)(const float *x, size_t n, int8_t *q) {
@@ -31,6 +32,16 @@ float PASTE(tclip_quantize_, TCLIP_SUFFIX)(const float *x, size_t n, int8_t *q) 
     q[i] = (int8_t)(uint8_t)bits;
   }
   return is_nan ? NAN : scale;
+}
+
+void PASTE(tclip_transpose_, TCLIP_SUFFIX)(int8_t *q, size_t n) {
+  typedef int8_t bytes __attribute__((vector_size(16)));
+  for (; n; n -= 16, q += 16) {
+    bytes in;
+    memcpy(&in, q, sizeof in);
+    in = __builtin_shufflevector(in, in, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    memcpy(q, &in, sizeof in);
+  }
 }
 
 int32_t PASTE(tclip_sum_, TCLIP_SUFFIX)(const int8_t *q, size_t n) {
