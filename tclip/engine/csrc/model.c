@@ -372,7 +372,7 @@ void tclip_get_info(const tclip_model *m, tclip_info *info) {
       .image_size = (int32_t)c->image_size,
       .context_length = (int32_t)c->context_length,
       .vocab_size = (int32_t)c->vocab_size,
-      .eot_token_id = (int32_t)c->eot_token_id,
+      .eot_token_id = c->is_eot ? (int32_t)c->eot_token_id : -1,
       .towers = m->towers,
       .logit_scale = expf(m->log_scale),
       .logit_bias = m->logit_bias,

@@ -45,7 +45,7 @@ typedef struct tclip_info {
   int32_t image_size;     /* height and width of images, in pixels */
   int32_t context_length; /* most tokens of a text */
   int32_t vocab_size;
-  int32_t eot_token_id;   /* the end of a text */
+  int32_t eot_token_id;   /* the end of a text, -1 for models that do not look for it */
   int32_t towers;         /* loaded, TCLIP_IMAGES | TCLIP_TEXTS */
   float logit_scale;      /* cosines times this, plus logit_bias, are logits */
   float logit_bias;       /* 0 for models that have none */
