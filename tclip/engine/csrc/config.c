@@ -117,8 +117,10 @@ int tclip_read_config(const struct tclip_json *model, const char *name, struct t
     return -1;
   c->activation = TCLIP_QUICK_GELU + activation;
   c->is_eot = !is_last;
-  if (c->vision.width % c->vision.heads || c->text.width % c->text.heads)
-    return tclip_fail(error, "%s: a width is not divisible by its heads", name);
+  const char *wrong = c->vision.width % c->vision.heads ? "vision"
+                      : c->text.width % c->text.heads   ? "text"
+                                                        : NULL;
+  if (wrong) return tclip_fail(error, "%s: %s: width is not divisible by heads", name, wrong);
   if (c->patch_size > c->image_size)
     return tclip_fail(error, "%s: no patch of patch_size fits into image_size", name);
   if (c->eot_token_id >= c->vocab_size)
