@@ -30,8 +30,20 @@ _FUNCTIONS = {
     "tclip_encode_texts": (_INT, (_POINTER, _POINTER, _SIZE, _SIZE, _INT, _POINTER, *_ERROR)),
     "tclip_matmul": (
         _INT,
-        (_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _POINTER)
-        + _ERROR,
+        (
+            _POINTER,
+            _SIZE,
+            _SIZE,
+            _POINTER,
+            _SIZE,
+            _POINTER,
+            _SIZE,
+            _SIZE,
+            _POINTER,
+            _INT,
+            _POINTER,
+            *_ERROR,
+        ),
     ),
     "tclip_integer_matmul": (
         _INT,

@@ -102,9 +102,18 @@ def test_mutated_folders_never_crash(folder, tmp_path):
     program, scratch = tmp_path / "fuzz_reader", tmp_path / "scratch"
     scratch.mkdir()
     built = subprocess.run(
-        [compiler, *flags.split(), "-DTCLIP_SUFFIX=plain", f"-I{SOURCES / 'include'}"]
-        + [*map(str, sources), str(Path(__file__).with_name("fuzz_reader.c"))]
-        + ["-o", str(program), "-lm", "-pthread"],
+        [
+            compiler,
+            *flags.split(),
+            "-DTCLIP_SUFFIX=plain",
+            f"-I{SOURCES / 'include'}",
+            *map(str, sources),
+            str(Path(__file__).with_name("fuzz_reader.c")),
+            "-o",
+            str(program),
+            "-lm",
+            "-pthread",
+        ],
         capture_output=True,
         text=True,
     )
