@@ -3,34 +3,29 @@
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from PIL import Image
 
 from tclip.config import to_dict
 from tclip.models import CLIP, RUNTIME_KEYS, CLIPConfig, with_layout
 from tclip.parallel import processes
 from tclip.parallel.sharding import BATCH_AXES, axes_size, replicated
 from tclip.processing import (
-    BadSample,
+    ImageInput,
     PreprocessConfig,
     Tokenizer,
-    decode_image,
-    preprocess,
+    check_inputs,
+    read_pixels,
 )
 
 # Batches are cut to at most this many rows a device, padded to a power of two: few shapes to
 # compile.
 MAX_BATCH = 128
-
-ImageInput = str | Path | bytes | Image.Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,24 +49,15 @@ class Model:
     sharding: NamedSharding | None = None
 
     def __post_init__(self):
-        text, size = self.config.text, self.config.vision.image_size
-        if self.preprocess.image_size != size:
-            raise ValueError(
-                f"preprocessing makes images of {self.preprocess.image_size} pixels, the model "
-                f"takes {size}"
-            )
-        tokenizer = self.tokenizer
-        if (
-            tokenizer.context_length != text.context_length
-            or tokenizer.vocab_size > text.vocab_size
-            or (text.pooling == "eot" and tokenizer.eot_token_id != text.eot_token_id)
-        ):
-            raise ValueError(
-                f"the tokenizer (context {tokenizer.context_length}, {tokenizer.vocab_size} "
-                f"entries, end of text {tokenizer.eot_token_id}) is not that of the model (context "
-                f"{text.context_length}, {text.vocab_size} entries, end of text "
-                f"{text.eot_token_id})"
-            )
+        text = self.config.text
+        check_inputs(
+            self.preprocess,
+            self.tokenizer,
+            image_size=self.config.vision.image_size,
+            context_length=text.context_length,
+            vocab_size=text.vocab_size,
+            eot_token_id=text.eot_token_id if text.pooling == "eot" else None,
+        )
 
     @property
     def logit_scale(self) -> float:
@@ -105,7 +91,7 @@ class Model:
             raise ValueError("encode_image: expected a list of images, got a single one")
         if not isinstance(images, np.ndarray | jax.Array):
             size = self.config.vision.image_size
-            pixels = [self._pixels(image) for image in images]
+            pixels = [read_pixels(image, self.preprocess) for image in images]
             images = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
         size = self.config.vision.image_size
         if images.shape[1:] != (size, size, 3) or not jnp.issubdtype(images.dtype, jnp.floating):
@@ -157,21 +143,6 @@ class Model:
             outputs.append(self._encode_rows(method, local, size)[: len(batch)])
             start += size
         return np.concatenate(outputs)
-
-    def _pixels(self, image: ImageInput) -> np.ndarray:
-        if isinstance(image, Image.Image):
-            # Through a lossless file, so that there is one way of decoding; PNG has few modes.
-            buffer = io.BytesIO()
-            known = image.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
-            (image if known else image.convert("RGB")).save(buffer, "PNG")
-            image = buffer.getvalue()
-        name = "an image"
-        if isinstance(image, str | Path):
-            name, image = image, Path(image).read_bytes()
-        try:
-            return preprocess(decode_image(image), self.preprocess)
-        except BadSample as error:
-            raise ValueError(f"{name}: {error}") from None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

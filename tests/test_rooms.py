@@ -17,6 +17,7 @@ ROOMS = (
     "losses",
     "processing",
     "models",
+    "engine",
     "interop",
     "packed",
     "inference",
