@@ -10,9 +10,12 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         (inner,) = [arg for arg in args if arg is not type(None)]
         return _convert(inner, value, where)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where}: expected a group of keys, got {value!r}")
         return build(hint, value, where)

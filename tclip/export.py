@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from tclip.inference import Model
 from tclip.interop import load_pretrained, save_huggingface
 from tclip.loading import load_latent
+from tclip.models import leaves_by_path
 from tclip.packed import (
     cast_float,
     folder_bytes,
@@ -80,7 +81,7 @@ def export_huggingface(
     """
     model, quant, policy = _load(workdir, policy)
     float_dtype = float_dtype or ("float32" if policy.policy == "none" else "float16")
-    weights = flatten_dict(ternarize_params(model.params, quant, policy), sep="/")
+    weights = leaves_by_path(ternarize_params(model.params, quant, policy))
     weights = {path: cast_float(path, leaf, float_dtype) for path, leaf in weights.items()}
     out, params = Path(out), unflatten_dict(weights, sep="/")
     save_huggingface(out, model.config, params, model.tokenizer, model.preprocess)

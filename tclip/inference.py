@@ -73,7 +73,8 @@ class Model:
         params = with_layout(self.params, dataclasses.replace(self.config, scan_layers=False))
         for path, leaf in jax.tree.leaves_with_path(params):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf))
+            # A buffer, though NumPy's types say so from Python 3.12 on only.
+            digest.update(np.ascontiguousarray(leaf))  # pyright: ignore[reportArgumentType]
         return digest.hexdigest()
 
     def encode_image(self, images: np.ndarray | Sequence[ImageInput]) -> np.ndarray:
@@ -153,7 +154,7 @@ def _encode(
     params: Mapping[str, Any],
     inputs_Bx: jax.Array,
 ) -> jax.Array:
-    embedding_BxD = CLIP(config).apply({"params": params}, inputs_Bx, method=method)
+    embedding_BxD: Any = CLIP(config).apply({"params": params}, inputs_Bx, method=method)
     embedding_BxD = embedding_BxD.astype(jnp.float32)
     norm_Bx1 = jnp.linalg.norm(embedding_BxD, axis=-1, keepdims=True)
     # A zero embedding has no direction and stays zero; NaN stays NaN.

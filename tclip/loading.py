@@ -1,6 +1,7 @@
 """Opening a model of any kind: packed, a training run, or anyone's CLIP."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tclip.processing import load_preprocess, load_tokenizer
 from tclip.quant import with_int8_activations
 
 
-def load(path: str | Path, activations: str | None = None) -> Model:
+def load(path: str | os.PathLike[str], activations: str | None = None) -> Model:
     """Loads a model of any kind.
 
     Args:
@@ -61,7 +62,7 @@ class LatentModel:
         return dataclasses.replace(self.model, params=params)
 
 
-def load_latent(path: str | Path) -> LatentModel:
+def load_latent(path: str | os.PathLike[str]) -> LatentModel:
     """Loads a training run, or anyone's float CLIP, with the weights that training works on.
 
     Raises:

@@ -1,5 +1,6 @@
 """Which kind of model a path is, by the files in it; reads at most one JSON file."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ HUGGINGFACE_WEIGHTS = "model.safetensors"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
-def model_kind(path: str | Path) -> Kind | None:
+def model_kind(path: str | os.PathLike[str]) -> Kind | None:
     """Returns the kind of the folder `path`; None where there is none of these.
 
     "packed" is what `tclip.packed` writes, "workdir" a training run. A folder with the files of

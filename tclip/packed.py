@@ -12,6 +12,7 @@ is checked against the architecture before it is used.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from tclip.config import build, to_dict
 from tclip.files import naming, whole_folder
 from tclip.model_kind import CONFIG, PACKED, model_kind
-from tclip.models import CLIPConfig, init_params
+from tclip.models import CLIPConfig, init_params, leaves_by_path
 from tclip.processing import (
     PreprocessConfig,
     Tokenizer,
@@ -74,7 +75,7 @@ def save_packed(
     if path.exists() and model_kind(path) != "packed":
         raise FileExistsError(f"{path} exists and is no packed model; choose another folder")
     tensors, ternary = {}, {}
-    for name, leaf in flatten_dict(params, sep="/").items():
+    for name, leaf in leaves_by_path(params).items():
         if isinstance(leaf, TernaryTensor):
             ternary[name] = {"shape": list(leaf.shape), "scale_shape": list(leaf.scale.shape)}
             tensors[f"{name}/words"] = np.asarray(leaf.words)
@@ -107,7 +108,7 @@ def save_packed(
 
 
 def load_packed(
-    path: str | Path,
+    path: str | os.PathLike[str],
 ) -> tuple[CLIPConfig, dict[str, Any], Tokenizer, PreprocessConfig]:
     """Reads a packed folder; ternary weights stay packed, other floats become float32.
 
@@ -152,7 +153,7 @@ def size_summary(params: Mapping[str, Any], size_bytes: int) -> dict[str, float]
       same architecture over size_bytes; bits_per_ternary_weight: words, padding and scales counted;
       ternary_fraction: share of the parameters that is ternary; sparsity: share of zero codes.
     """
-    leaves = list(flatten_dict(params, sep="/").values())
+    leaves = list(leaves_by_path(params).values())
     ternary = [leaf for leaf in leaves if isinstance(leaf, TernaryTensor)]
     parameters = sum(int(np.prod(leaf.shape)) for leaf in leaves)
     weights = sum(int(np.prod(leaf.shape)) for leaf in ternary)
@@ -229,7 +230,7 @@ def _params_from(
         shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     except OverflowError:
         raise ValueError(f"{file.parent / CONFIG}: no model is of these sizes") from None
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+    shapes = {name: leaf.shape for name, leaf in leaves_by_path(shapes).items()}
     expected = {}
     for name, shape in shapes.items():
         if name not in ternary:

@@ -1,14 +1,62 @@
 """Texts and classes by their embeddings: prompts, and the prompt ensemble of a class."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from tclip.inference import Model
+from tclip.processing import ImageInput, PreprocessConfig, Tokenizer
+
+if TYPE_CHECKING:
+    from tclip.models import CLIPConfig
 
 # Texts between two steps of the progress bar; what is encoded at a time is up to the model.
 TEXTS = 1024
+
+
+class Encoder(Protocol):
+    """A CLIP to classify, retrieve and be evaluated with: `tclip.inference.Model`, and
+    `tclip.engine.Model`, which needs no jax."""
+
+    @property
+    def config(self) -> "CLIPConfig": ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def preprocess(self) -> PreprocessConfig: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of architecture and weights."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor that turns cosines into logits."""
+        ...
+
+    def encode_image(self, images: np.ndarray | Sequence[ImageInput]) -> np.ndarray:
+        """Unit embeddings, float32 [B, D]."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit embeddings, float32 [B, D]."""
+        ...
+
+    def batch_size(self, count: int) -> int:
+        """The size at which a batch that begins with `count` rows is encoded."""
+        ...
+
+    def local_rows(self, size: int) -> Sequence[int]:
+        """The rows of a batch of `size` that this process has to bring."""
+        ...
+
+    def encode_image_rows(self, pixels: np.ndarray, size: int) -> np.ndarray:
+        """Unit embeddings of a whole batch, float32 [size, D], from this process's rows of it."""
+        ...
 
 
 def fill(templates: tuple[str, ...], classname: str) -> tuple[str, ...]:
@@ -17,7 +65,7 @@ def fill(templates: tuple[str, ...], classname: str) -> tuple[str, ...]:
 
 
 def class_embeddings(
-    model: Model, classnames: Sequence[str], templates: Sequence[str]
+    model: Encoder, classnames: Sequence[str], templates: Sequence[str]
 ) -> np.ndarray:
     """Unit embeddings of the classes, float32 [C, D].
 
@@ -36,7 +84,7 @@ def class_embeddings(
     return mean_CxD / np.where(norm_Cx1 == 0, 1, norm_Cx1)
 
 
-def embed_texts(model: Model, what: str, texts: Sequence[str]) -> np.ndarray:
+def embed_texts(model: Encoder, what: str, texts: Sequence[str]) -> np.ndarray:
     """Unit embeddings of the texts, float32 [T, D]; `what` names them in messages.
 
     Raises:

@@ -104,7 +104,7 @@ def _compile(
         return CLIP(model).apply({"params": params}, samples, method=method)
 
     compiled = jax.jit(encode).lower(params, samples).compile()
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     jax.block_until_ready(compiled(params, samples))
     return _Program(
         functools.partial(compiled, params, samples),

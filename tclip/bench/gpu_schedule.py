@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +70,8 @@ def tile_figures(tile: Tile, activations: str) -> dict[str, float]:
             (
                 jax.ShapeDtypeStruct((M, K), jnp.bfloat16),
                 TernaryTensor(
-                    jax.ShapeDtypeStruct((K // 16, N), jnp.int32),
-                    jax.ShapeDtypeStruct((1, N), jnp.float32),
+                    cast(jax.Array, jax.ShapeDtypeStruct((K // 16, N), jnp.int32)),
+                    cast(jax.Array, jax.ShapeDtypeStruct((1, N), jnp.float32)),
                     K,
                 ),
             ),
@@ -89,13 +89,20 @@ def tile_figures(tile: Tile, activations: str) -> dict[str, float]:
     inputs = products * 256 // bits * tile.warps * 16 // tile.columns
     a_scheduler = tile.warps / 4 * 64 / inputs
     return {
-        "registers": int(re.search(r"Used (\d+) registers", report)[1]),
-        "spilled": int(re.search(r"(\d+) bytes spill stores", report)[1]),
+        "registers": _number(r"Used (\d+) registers", report),
+        "spilled": _number(r"(\d+) bytes spill stores", report),
         "tensor cores": 64 * tile.rows * tile.columns / RATE[bits],
         "scheduler": a_scheduler * count.total(),
         "integer units": a_scheduler * 2 * sum(count[name] for name in INTEGER),
         "bytes": 64 * (tile.rows * bits / 8 + tile.columns / 4),
     }
+
+
+def _number(pattern: str, report: str) -> int:
+    found = re.search(pattern, report)
+    if found is None:
+        raise ValueError(f"ptxas reports nothing like {pattern!r}: {report[:300]}")
+    return int(found[1])
 
 
 def tile_product(tile: Tile, activations: str, x: jax.Array, w: TernaryTensor) -> jax.Array:

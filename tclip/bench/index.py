@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from tclip.data import SourceConfig, open_source
+from tclip.data import SourceConfig
 from tclip.data.tar_index import INDEX, save_shard_index, shard_index_path
+from tclip.data.webdataset import open_webdataset
 from tclip.tables import markdown_table
 
 
@@ -64,7 +65,8 @@ def _in_new_process(function, *args) -> dict[str, float]:
 
 def _open(folder: str, samples: int, visit: bool) -> dict[str, float]:
     start = time.perf_counter()
-    source = open_source(SourceConfig(f"wds:{folder}/*.tar", data_dir=folder))
+    pattern = f"{folder}/*.tar"
+    source = open_webdataset(SourceConfig(f"wds:{pattern}", data_dir=folder), pattern)
     seconds = time.perf_counter() - start
     if len(source) != samples or (visit and source.labels.max() != -1):
         raise ValueError(f"{len(source)} samples of {samples} were found")

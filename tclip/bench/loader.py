@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from tclip.processing import PreprocessConfig, train_tokenizer
 from tclip.processing.transforms import RESAMPLING, random_crop
 from tclip.tables import markdown_table
 
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+Batches = Generator[tuple[np.ndarray, np.ndarray], None, None]
 # Batches that are made before the clock starts, until workers run and no buffer is full.
 WARM_UP = 6
 SHARDS = 8
@@ -123,7 +123,7 @@ def _ours(pattern: str, folder: str, view: View, batch_size: int, workers: int) 
 
 
 def _peer(pattern: str, view: View, batch_size: int, batches: int, workers: int) -> Batches:
-    import webdataset as wds
+    wds: Any = importlib.import_module("webdataset")
 
     dataset = (
         wds.WebDataset(list(expand(pattern)), resampled=True, shardshuffle=False)
@@ -164,7 +164,7 @@ class _TorchTransform:
     cfg: PreprocessConfig
 
     def __call__(self, image: Image.Image):
-        import torch
+        torch: Any = importlib.import_module("torch")
 
         box = random_crop(image.size, self.cfg, np.random.default_rng())
         side = (self.cfg.image_size, self.cfg.image_size)

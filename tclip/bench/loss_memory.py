@@ -80,14 +80,16 @@ def compile_losses(
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = make_mesh(MeshConfig(), devices)
 
-    def rows(width: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    def rows(width: int, dtype: Any = jnp.bfloat16) -> Any:
         return jax.ShapeDtypeStruct((batch_size, width), dtype, sharding=batch_sharding(mesh))
 
-    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    scale: Any = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     student = Outputs(rows(embed_dim), rows(embed_dim), scale, scale)
     teacher = Outputs(rows(teacher_embed_dim), rows(teacher_embed_dim), scale, scale)
-    widths = (Widths(width, 0, 0) for width in (embed_dim, teacher_embed_dim))
-    adapters = jax.eval_shape(lambda key: init_adapters(key, *widths, config), jax.random.key(0))
+    ours, theirs = (Widths(width, 0, 0) for width in (embed_dim, teacher_embed_dim))
+    adapters = jax.eval_shape(
+        lambda key: init_adapters(key, ours, theirs, config), jax.random.key(0)
+    )
     adapters = placed(adapters, dict.fromkeys(adapters, replicated(mesh)))
 
     def loss(student: Outputs, adapters: dict, teacher: Outputs, captions_BxL: jax.Array):
@@ -95,7 +97,7 @@ def compile_losses(
 
     function = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     captions = rows(CONTEXT_LENGTH, jnp.int32)
-    memory = function.lower(student, adapters, teacher, captions).compile().memory_analysis()
+    memory: Any = function.lower(student, adapters, teacher, captions).compile().memory_analysis()
     return {
         "temporary_bytes": memory.temp_size_in_bytes,
         "peak_bytes": memory.peak_memory_in_bytes,

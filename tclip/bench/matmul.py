@@ -194,7 +194,7 @@ def _comparison(figures: dict[str, dict[str, dict]]) -> str:
     for size, products in figures.items():
         ratios = {name: products[name]["ratio"] for name in names}
         fastest = (
-            min((n for n in names if n.startswith(f"ternary {kind}")), key=ratios.get)
+            min((n for n in names if n.startswith(f"ternary {kind}")), key=ratios.__getitem__)
             for kind in kinds
         )
         rows.append((size, *(f"{ratio:.2f}" for ratio in ratios.values()), *fastest))

@@ -35,9 +35,8 @@ def photo(rng: np.random.Generator) -> bytes:
     photographs of this size have.
     """
     width = int(rng.integers(640, 1025))
-    size = (width, width * 3 // 4)
-    if rng.random() < 0.3:
-        size = size[::-1]
+    height = width * 3 // 4
+    size = (height, width) if rng.random() < 0.3 else (width, height)
     luma, blue, red = _textures(rng, size)
     channels = np.stack([128 + 50 * luma, 128 + 15 * blue, 128 + 15 * red], axis=-1)
     pixels = np.clip(channels, 0, 255).astype(np.uint8)

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +66,9 @@ def compile_job(job: dict, dump: Path) -> dict[str, float]:
 
 def _ternary(activations: str) -> Callable:
     def program(m: int, k: int, n: int):
-        words = jax.ShapeDtypeStruct((-(-k // CODES_PER_WORD), n), jnp.int32)
-        w = TernaryTensor(words, jax.ShapeDtypeStruct((1, n), jnp.float32), k)
+        words: Any = jax.ShapeDtypeStruct((-(-k // CODES_PER_WORD), n), jnp.int32)
+        scale: Any = jax.ShapeDtypeStruct((1, n), jnp.float32)
+        w = TernaryTensor(words, scale, k)
 
         def function(x, w):
             return ternary_matmul(x, w, activations=activations, implementation="pallas_tpu")

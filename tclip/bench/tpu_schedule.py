@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
@@ -137,17 +137,18 @@ def _compile_in_process(jobs: list[dict[str, Any]]):
                 yield answer or {"error": "the compiler died"}
                 if answer is None:
                     return
-            process.stdin.close()
+            cast(IO[str], process.stdin).close()
 
 
 def _ask(process: subprocess.Popen, job: dict[str, Any]) -> dict[str, Any] | None:
     """The answer to a job, None if the process dies over it."""
+    stdin, stdout = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
     try:
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
+        stdin.write(json.dumps(job) + "\n")
+        stdin.flush()
     except BrokenPipeError:
         return None
-    return next(read_answers(process.stdout), None)
+    return next(read_answers(stdout), None)
 
 
 def bounds(chip: str, shape: tuple[int, int, int], int8: bool, weight_bits: int) -> tuple:
@@ -157,7 +158,7 @@ def bounds(chip: str, shape: tuple[int, int, int], int8: bool, weight_bits: int)
     m, k, n = shape
     peak = (int8 and info.int8_ops_per_second) or info.bf16_ops_per_second
     size = 2 * m * k + k * n * weight_bits / 8 + 2 * m * n
-    cores = CHIPS[chip].num_cores
+    cores = CHIPS[chip].num_cores or 1
     return tuple(
         1e6 * work / (cores * rate)
         for work, rate in ((2 * m * k * n, peak), (size, info.mem_bw_bytes_per_second))

@@ -54,10 +54,12 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
         # Compiled programs are kept: what is resumed or repeated starts at once.
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        if not jax.config.jax_platforms and not has_accelerator():
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        if not platforms and not has_accelerator():
             # Without a chip the TPU plugin reports errors before it gives up.
-            jax.config.update("jax_platforms", "cpu")
-        if jax.config.jax_platforms == "cpu":
+            platforms = "cpu"
+            jax.config.update("jax_platforms", platforms)
+        if platforms == "cpu":
             keep_freed_memory()
         code = 1
         try:

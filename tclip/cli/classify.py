@@ -17,8 +17,7 @@ from absl import flags
 
 import tclip
 from tclip import demo
-from tclip.inference import Model
-from tclip.prompts import class_embeddings
+from tclip.prompts import Encoder, class_embeddings
 from tclip.tables import markdown_table, percent
 
 _MODEL = flags.DEFINE_string("model", None, "What tclip.load takes; the demo model by default.")
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def classify(
-    model: Model, images: Sequence[str], labels: Sequence[str], templates: Sequence[str]
+    model: Encoder, images: Sequence[str], labels: Sequence[str], templates: Sequence[str]
 ) -> list[tuple[str, list[dict] | Exception]]:
     """Ranks the labels for each image, best first; an image that cannot be read has an error."""
     labels_CxD = class_embeddings(model, labels, templates)

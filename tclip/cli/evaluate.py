@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -85,7 +86,7 @@ def _sources(path: str) -> list[SourceConfig]:
 
 
 def _given() -> list[SourceConfig]:
-    keys = {name: flag.value for name, flag in _KEYS.items()}
+    keys: dict[str, Any] = {name: flag.value for name, flag in _KEYS.items()}
     return [SourceConfig(data, _SPLIT.value or "test", **keys) for data in _DATA.value]
 
 

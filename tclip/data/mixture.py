@@ -61,10 +61,10 @@ class Mixture:
     def __len__(self) -> int:
         return sum(self.lengths)
 
-    def __getitem__(self, number: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         ends = list(itertools.accumulate(self.lengths))
-        place = bisect.bisect_right(ends, number)
-        return self.sources[place][number - ends[place] + self.lengths[place]]
+        place = bisect.bisect_right(ends, index)
+        return self.sources[place][index - ends[place] + self.lengths[place]]
 
 
 def open_mixture(cfg: SourceConfig) -> Mixture:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import grain
 import numpy as np
@@ -26,7 +26,15 @@ ENDLESS = 2**60
 # Threads without workers: image decoding and resizing release the interpreter lock.
 THREADS = 2
 
-Example = dict[str, np.ndarray]
+Example = dict[str, np.ndarray | np.generic]
+
+
+class Examples(Protocol):
+    """What `batches` reads: examples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Example: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Embeddings(Protocol):
       augmentations: how many augmentations of every sample there are.
     """
 
-    augmentations: int
+    @property
+    def augmentations(self) -> int: ...
 
     def at(self, augmentation: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the unit embeddings, float32 [D], of the image and of the caption."""
@@ -154,7 +163,7 @@ class EvalExamples:
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size) * len(self.rows)
 
-    def __getitem__(self, local: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, local: int) -> Example:
         batch, place = divmod(local, len(self.rows))
         index = batch * self.batch_size + self.rows[place]
         image, label, valid = None, -1, False
@@ -278,9 +287,9 @@ def eval_batches(
     return batches(examples, len(rows), num_workers)
 
 
-def batches(examples: Sequence[Example], batch_size: int, num_workers: int) -> grain.IterDataset:
+def batches(examples: Examples, batch_size: int, num_workers: int) -> grain.IterDataset:
     """Reads examples in order, `batch_size` at a time, by threads or by `num_workers` processes."""
-    dataset = grain.MapDataset.source(examples).batch(batch_size)
+    dataset = grain.MapDataset.source(cast(Sequence[Example], examples)).batch(batch_size)
     if num_workers == 0:
         return dataset.to_iter_dataset(grain.ReadOptions(THREADS, 2 * THREADS))
     # Grain reads its absl flags when it starts workers; outside of absl.app nobody has parsed them.

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import itertools
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -88,7 +89,7 @@ class Scene:
     label: int
 
 
-def example(split: str, index: int) -> dict[str, object]:
+def example(split: str, index: int) -> dict[str, Any]:
     """Returns PNG bytes ("image"), "captions" and "label" of one scene."""
     rng = np.random.default_rng((list(SPLITS).index(split), index))
     scene = sample_scene(rng, UNSEEN if split == "test_unseen" else SEEN)
@@ -167,7 +168,7 @@ def _place(rng, kinds, sizes, relation: str | None) -> tuple[Thing, ...]:
 @functools.cache
 def _arrangements(count: int, relation: str | None) -> list[tuple[tuple[int, int], ...]]:
     """The ways to give `count` objects different cells (column, row) in the relation."""
-    cells = itertools.product(range(3), repeat=2)
+    cells = [(column, row) for column in range(3) for row in range(3)]
     ways = itertools.permutations(cells, count)
     return [way for way in ways if relation is None or _holds(relation, *way)]
 
@@ -184,7 +185,8 @@ def _holds(relation: str, first: tuple[int, int], second: tuple[int, int]) -> bo
 def _colour(rng, name: str) -> tuple[int, int, int]:
     hue = (HUES[name] + rng.normal(0, HUE_SIGMA)) % 1.0
     rgb = colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION_RANGE), rng.uniform(*VALUE_RANGE))
-    return tuple(round(255 * channel) for channel in rgb)
+    red, green, blue = (round(255 * channel) for channel in rgb)
+    return red, green, blue
 
 
 def _mask(thing: Thing) -> tuple[Image.Image, tuple[int, int]]:
@@ -256,12 +258,16 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # record i is scene i
         )
 
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return cast(ShapesConfig, self.builder_config).splits
+
     def _split_generators(self, dl_manager):
         del dl_manager
-        return {name: self._generate_examples(name) for name in self.builder_config.splits}
+        return {name: self._generate_examples(name) for name in self._sizes}
 
     def _generate_examples(self, split: str):
-        for index in range(self.builder_config.splits[split]):
+        for index in range(self._sizes[split]):
             record = example(split, index)
             # A file object is stored as it is; an array would ask TensorFlow to encode it.
             yield index, record | {"image": io.BytesIO(record["image"])}

@@ -43,11 +43,20 @@ class Source(Protocol):
       fingerprint: changes whenever number i may have become another sample.
     """
 
-    name: str
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    left_out: int
-    fingerprint: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classnames(self) -> tuple[str, ...]: ...
+
+    @property
+    def templates(self) -> tuple[str, ...]: ...
+
+    @property
+    def left_out(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 

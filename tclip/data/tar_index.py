@@ -154,7 +154,7 @@ def _report(path: Path) -> dict[str, Any] | None:
 
 
 def _index_in_parallel(missing: list[tuple[str, Path]]) -> None:
-    workers = min(os.cpu_count(), len(missing))
+    workers = min(os.cpu_count() or 1, len(missing))
     if workers < 2 or len(missing) < PARALLEL_SHARDS:
         return
     # Spawned: threads would wait for the interpreter lock, and a fork copies those of JAX. SIGTERM
@@ -194,7 +194,8 @@ def _scan(file: BinaryIO) -> tuple[list[tuple[str, str, tuple[int, int]]], str]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in iter(tar.next, None):
-                tar.members = []  # it would keep them all
+                # It would keep them all.
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 if member.size < 0 or member.offset_data + member.size > end:
                     return members, f"cut within {member.name}"
                 if member.isreg() and member.sparse is None:

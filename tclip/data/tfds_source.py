@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,9 +83,8 @@ class TfdsSource:
         decoders = tfds.decode.SkipDecoding()
         for part in reversed(self.image_key.split("/")):
             decoders = {part: decoders}
-        return tfds.builder_from_directory(self.folder).as_data_source(
-            self.split, decoders=decoders
-        )
+        builder: Any = tfds.builder_from_directory(self.folder)
+        return builder.as_data_source(self.split, decoders=decoders)
 
     def __getstate__(self) -> dict:
         # The open records stay behind: every process opens its own.
@@ -164,9 +164,10 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
         # This builder's own info is that of before, if another process did the work.
         builder = tfds.builder_from_directory(builder.data_dir)
     info = builder.info
-    if info.file_format.value != "array_record":
+    stored_as = None if info.file_format is None else info.file_format.value
+    if stored_as != "array_record":
         raise ValueError(
-            f"TFDS data set {name!r} in {builder.data_dir} is stored as {info.file_format.value}, "
+            f"TFDS data set {name!r} in {builder.data_dir} is stored as {stored_as}, "
             f"which has no random access; {remedy}"
         )
     if cfg.split.partition("[")[0] not in info.splits:

@@ -48,7 +48,8 @@ class WebDatasetSource:
         # Names and places: shards may be copied elsewhere, and then have other times. What is
         # replaced by as many bytes goes unnoticed.
         names = [Path(path).name for path in self.shards]
-        index = hashlib.sha256(self._index).hexdigest()
+        # A buffer, though NumPy's types say so from Python 3.12 on only.
+        index = hashlib.sha256(self._index).hexdigest()  # pyright: ignore[reportArgumentType]
         return repr((names, index, self.classnames, self.templates))
 
     def __len__(self) -> int:

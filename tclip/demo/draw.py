@@ -42,7 +42,9 @@ def ellipse(image: Image.Image, box: tuple[float, float, float, float], colour: 
 
 def finished(image: Image.Image, grain: float) -> Image.Image:
     """Softens, makes smaller, and adds the grain of a photograph (grey levels)."""
-    image = image.filter(ImageFilter.GaussianBlur(SCALE)).resize((SIZE, SIZE), Image.LANCZOS)
+    image = image.filter(ImageFilter.GaussianBlur(SCALE)).resize(
+        (SIZE, SIZE), Image.Resampling.LANCZOS
+    )
     noise = np.random.default_rng(0).normal(0, grain, (SIZE, SIZE, 1))
     return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
 

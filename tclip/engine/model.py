@@ -1,7 +1,6 @@
 """A packed CLIP that embeds images and texts by the C library; needs numpy, and nothing of jax."""
 
 import ctypes
-import functools
 import hashlib
 import json
 import os
@@ -63,7 +62,7 @@ class Model:
             eot_token_id=None if info.eot_token_id < 0 else info.eot_token_id,
         )
 
-    @functools.cached_property
+    @property
     def config(self) -> "CLIPConfig":
         """The architecture. To ask for it imports jax, which nothing else of this model needs."""
         from tclip.config import build
@@ -77,7 +76,7 @@ class Model:
         """The factor that turns cosines into logits."""
         return self._info.logit_scale
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of architecture, weights and activations."""
         description = read_json_object(self.path / CONFIG)

@@ -4,8 +4,7 @@ from tclip.data import Source
 from tclip.evals.classification import zeroshot_classification
 from tclip.evals.embed import ImageEmbeddings, embed_images
 from tclip.evals.retrieval import distinct_captions, retrieval
-from tclip.inference import Model
-from tclip.prompts import class_embeddings
+from tclip.prompts import Encoder, class_embeddings
 
 __all__ = [
     "ImageEmbeddings",
@@ -19,7 +18,7 @@ __all__ = [
 
 
 def evaluate(
-    model: Model, source: Source, batch_size: int = 128, num_workers: int = 0
+    model: Encoder, source: Source, batch_size: int = 128, num_workers: int = 0
 ) -> dict[str, float]:
     """All that `source` allows: zero-shot if it has class names, retrieval if it has captions.
 

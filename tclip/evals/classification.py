@@ -5,14 +5,13 @@ import numpy as np
 from tclip.data import Source
 from tclip.evals.embed import ImageEmbeddings
 from tclip.evals.metrics import Ties, classification_metrics, label_ranks
-from tclip.inference import Model
-from tclip.prompts import class_embeddings
+from tclip.prompts import Encoder, class_embeddings
 
 CHUNK = 1024
 
 
 def zeroshot_classification(
-    model: Model, source: Source, images: ImageEmbeddings, ties: Ties = "against"
+    model: Encoder, source: Source, images: ImageEmbeddings, ties: Ties = "against"
 ) -> dict[str, float]:
     """Accuracy over the classes of `source`; images without a label (-1) take no part.
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tclip.data import SourceConfig, open_source
-from tclip.data.webdataset import WebDatasetSource
+from tclip.data import SourceConfig
+from tclip.data.webdataset import WebDatasetSource, open_webdataset
 from tclip.evals.classification import zeroshot_classification
 from tclip.evals.embed import ImageEmbeddings, embed_images
 from tclip.evals.metrics import average_precision
 from tclip.evals.retrieval import every_caption, retrieval
-from tclip.inference import Model
-from tclip.prompts import class_embeddings
+from tclip.prompts import Encoder, class_embeddings
 
 _TYPES = {
     "natural": """
@@ -97,7 +96,7 @@ def open_dataset(name: str, folder: Path, cfg: SourceConfig) -> tuple[str, WebDa
         for file in ("classnames.txt", "zeroshot_classification_templates.txt"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder / file} is missing; {kind} needs it")
-    source = open_source(dataclasses.replace(cfg, source=f"wds:{folder}"))
+    source = open_webdataset(dataclasses.replace(cfg, source=f"wds:{folder}"), str(folder))
     if kind == "retrieval":
         # Without classes there are no captions made of them.
         return kind, dataclasses.replace(source, name=name, classnames=(), templates=())
@@ -111,7 +110,7 @@ def open_dataset(name: str, folder: Path, cfg: SourceConfig) -> tuple[str, WebDa
 
 
 def measure(
-    model: Model, kind: str, source: WebDatasetSource, batch_size: int = 128, num_workers: int = 0
+    model: Encoder, kind: str, source: WebDatasetSource, batch_size: int = 128, num_workers: int = 0
 ) -> dict[str, float]:
     """The metrics of CLIP_benchmark for a data set from `open_dataset`.
 
@@ -128,7 +127,7 @@ def measure(
 
 
 def _classification(
-    model: Model, source: WebDatasetSource, images: ImageEmbeddings
+    model: Encoder, source: WebDatasetSource, images: ImageEmbeddings
 ) -> dict[str, float]:
     scores = zeroshot_classification(model, source, images, ties="stable")
     names = {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class", "n": "n"}
@@ -138,7 +137,7 @@ def _classification(
 
 
 def _multilabel(
-    model: Model, source: WebDatasetSource, images: ImageEmbeddings
+    model: Encoder, source: WebDatasetSource, images: ImageEmbeddings
 ) -> dict[str, float]:
     labels = [source[int(index)].labels for index in images.index_N]
     widths, classes = set(map(len, labels)), len(source.classnames)
@@ -149,7 +148,9 @@ def _multilabel(
     return {"mean_average_precision": float(precision_C.mean()), "n": len(labels)}
 
 
-def _retrieval(model: Model, source: WebDatasetSource, images: ImageEmbeddings) -> dict[str, float]:
+def _retrieval(
+    model: Encoder, source: WebDatasetSource, images: ImageEmbeddings
+) -> dict[str, float]:
     scores = retrieval(model, source, images, every_caption, "stable")
     recalls = {
         f"{what}_retrieval_recall@{k}": scores[f"{direction}_r{k}"]

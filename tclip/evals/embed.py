@@ -7,8 +7,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from tclip.data import Source, eval_batches
-from tclip.inference import Model
-from tclip.prompts import check_finite
+from tclip.prompts import Encoder, check_finite
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class ImageEmbeddings:
 
 
 def embed_images(
-    model: Model, source: Source, batch_size: int = 128, num_workers: int = 0
+    model: Encoder, source: Source, batch_size: int = 128, num_workers: int = 0
 ) -> ImageEmbeddings:
     """Embeds every readable image of `source`.
 

@@ -7,8 +7,7 @@ import numpy as np
 from tclip.data import Source
 from tclip.evals.embed import ImageEmbeddings
 from tclip.evals.metrics import Ties, recall_at, retrieval_ranks
-from tclip.inference import Model
-from tclip.prompts import embed_texts
+from tclip.prompts import Encoder, embed_texts
 
 # Texts; for each image the positions of its texts; for each text the positions of its images.
 # Positions of images count rows of `images.embeddings_NxD`.
@@ -45,7 +44,7 @@ def every_caption(source: Source, images: ImageEmbeddings) -> Captions:
 
 
 def retrieval(
-    model: Model,
+    model: Encoder,
     source: Source,
     images: ImageEmbeddings,
     captions: Callable[[Source, ImageEmbeddings], Captions] = distinct_captions,

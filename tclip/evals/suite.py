@@ -15,7 +15,7 @@ from tclip.data.tar_index import open_index
 from tclip.data.webdataset import WebDatasetSource
 from tclip.evals.clip_benchmark import find_datasets, measure, open_dataset
 from tclip.files import write_whole
-from tclip.inference import Model
+from tclip.prompts import Encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Result:
 
 def run_suite(
     models: Sequence[str],
-    load: Callable[[str], Model],
+    load: Callable[[str], Encoder],
     cfg: SourceConfig,
     out: Path,
     batch_size: int = 128,
@@ -84,14 +84,14 @@ def run_suite(
             except (ValueError, OSError) as error:
                 yield Result(path, name, error=str(error))
                 continue
-            n, skipped = scores.pop("n"), scores.pop("skipped")
+            n, skipped = int(scores.pop("n")), int(scores.pop("skipped"))
             result = Result(path, name, kind, scores, n, skipped)
             write_whole(file, json.dumps(dataclasses.asdict(result) | binding, indent=1) + "\n")
             yield result
         del model  # before the next one is read
 
 
-def model_fingerprint(model: Model) -> str:
+def model_fingerprint(model: Encoder) -> str:
     """SHA-256 of all that decides about the embeddings."""
     parts = model.fingerprint, model.config.dtype, model.preprocess, model.tokenizer.fingerprint
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Other people's models: Hugging Face's CLIP, SigLIP and SigLIP 2, and open_clip's ViTs."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ __all__ = ["load_pretrained", "read_architecture", "save_huggingface"]
 
 
 def load_pretrained(
-    name_or_path: str | Path,
+    name_or_path: str | os.PathLike[str],
 ) -> tuple[CLIPConfig, dict[str, Any], Tokenizer, PreprocessConfig]:
     """Reads a float CLIP or SigLIP from a folder, or by hub id; see `resolve`.
 

@@ -1,5 +1,6 @@
 """Model folders by path or by Hugging Face hub id."""
 
+import os
 from pathlib import Path
 
 # What is read of a model: never pickles, never code, nothing of a subfolder.
@@ -7,7 +8,7 @@ PATTERNS = ["*.json", "*.safetensors", "*.txt"]
 SUBFOLDERS = ["*/*"]
 
 
-def resolve(name_or_path: str | Path) -> Path:
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """Returns the folder of a model: an existing one, or a hub model in huggingface_hub's cache.
 
     Args:

@@ -47,7 +47,10 @@ def save_huggingface(
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another folder or remove it")
     special = _special_tokens(tokenizer)
-    ids = {f"{key}_id": token and tokenizer.hf.token_to_id(token) for key, token in special.items()}
+    ids = {
+        f"{key}_id": None if token is None else tokenizer.hf.token_to_id(token)
+        for key, token in special.items()
+    }
     description = write_config(config, ids)
     unrolled = with_layout(params, dataclasses.replace(config, scan_layers=False))
     tensors = export_tensors(unrolled, tensor_table(config))
@@ -73,7 +76,7 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, str | None]:
     end = hf.id_to_token(tokenizer.eot_token_id)
     # Its padding tokens are special to transformers: texts would be cut at an ordinary one, and
     # CLIP's, id 0, is the exclamation mark. What pads a causal tower does not matter.
-    padding = hf.get_added_tokens_decoder().get(hf.padding["pad_id"])
+    padding = hf.get_added_tokens_decoder().get(tokenizer.padding["pad_id"])
     return {
         "bos_token": encoding.tokens[0] if encoding.special_tokens_mask[0] else None,
         "eos_token": end,
@@ -91,7 +94,7 @@ def _save_tokenizer(tokenizer: Tokenizer, special: dict[str, str | None], folder
     settings = special | {
         "tokenizer_class": "CLIPTokenizer" if is_clip else "PreTrainedTokenizerFast",
         "model_max_length": tokenizer.context_length,
-        "padding_side": tokenizer.hf.padding["direction"],
+        "padding_side": tokenizer.padding["direction"],
         # A special token spelt out in a caption is text like any other.
         "split_special_tokens": True,
     }

@@ -27,7 +27,7 @@ class JsonConfig:
         if value is None:
             return default
         if kind is float and type(value) is int:
-            return float(value)
+            return kind(value)
         if type(value) is not kind:
             raise ValueError(f"{self.where}: {key} is {value!r}, expected {kind.__name__}")
         return value

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
-from tclip.models import CLIPConfig, init_params
+from tclip.models import CLIPConfig, init_params, leaves_by_path
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -106,8 +106,7 @@ def import_params(
     params, used = {}, set()
     # A config may name a billion layers: a table that is made as it is read ends at the first.
     for entry in table:
-        tensor = tensors.get(entry.theirs)
-        _check(entry.theirs, tensor, _their_shape(entry, shapes), file)
+        tensor = _checked(entry.theirs, tensors, _their_shape(entry, shapes), file)
         parts = _split(entry.transform.to_ours(tensor), len(entry.ours))
         for path, part in zip(entry.ours, parts, strict=True):
             params[path] = jnp.asarray(part, jnp.float32)
@@ -125,7 +124,7 @@ def export_tensors(params: Mapping[str, Any], table: Table) -> dict[str, np.ndar
       params: blocks one by one; what the table does not name is left out.
       table: of the parameters.
     """
-    leaves = flatten_dict(params, sep="/")
+    leaves = leaves_by_path(params)
     tensors = {}
     for entry in table:
         parts = [np.asarray(leaves[path]) for path in entry.ours]
@@ -133,7 +132,10 @@ def export_tensors(params: Mapping[str, Any], table: Table) -> dict[str, np.ndar
     return tensors
 
 
-def _check(name: str, tensor: np.ndarray | None, shape: tuple[int, ...], file: Path) -> None:
+def _checked(
+    name: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], file: Path
+) -> np.ndarray:
+    tensor = tensors.get(name)
     if tensor is None:
         raise ValueError(f"{file}: tensor {name!r} is missing, expected {list(shape)}")
     if tensor.shape != shape or not np.issubdtype(tensor.dtype, np.floating):
@@ -143,6 +145,7 @@ def _check(name: str, tensor: np.ndarray | None, shape: tuple[int, ...], file: P
         )
     if not np.isfinite(tensor).all():
         raise ValueError(f"{file}: tensor {name!r} holds NaN or infinity")
+    return tensor
 
 
 # A single tensor may be a scalar, which has no last axis.
@@ -161,7 +164,7 @@ def _scanned_shapes(config: CLIPConfig, file: Path) -> dict[str, tuple[int, ...]
         shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     except OverflowError:
         raise ValueError(f"{file}: no model is of the sizes in its config") from None
-    return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
+    return {name: leaf.shape for name, leaf in leaves_by_path(shapes).items()}
 
 
 def _their_shape(entry: Entry, scanned: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ def target_device() -> AbstractDevice:
     """
     if device := jax.sharding.get_abstract_mesh().abstract_device:
         return device
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if device is None or isinstance(device, str):
         device = jax.local_devices(backend=device)[0]
     return AbstractDevice(device.device_kind, getattr(device, "num_cores", None), device.platform)
@@ -20,5 +20,5 @@ def target_device() -> AbstractDevice:
 
 def float32_is_exact() -> bool:
     """Whether `jax.default_matmul_precision` asks for products of float32 in all their bits."""
-    precision = jax.config.jax_default_matmul_precision
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return precision not in (None, "default", "fastest", "bfloat16")

@@ -14,13 +14,16 @@ from jax.sharding import Mesh, PartitionSpec
 
 from tclip.losses.config import LossConfig
 from tclip.losses.exchange import Visit, chunked, ring
-from tclip.losses.logits import logits, make_block
+from tclip.losses.logits import Block, logits, make_block
 from tclip.losses.outputs import Outputs
 from tclip.losses.terms import pairwise_terms
 from tclip.parallel.sharding import BATCH_AXES
 
 _OVER_BATCH, _EVERYWHERE = PartitionSpec(BATCH_AXES), PartitionSpec()
-_OUTPUTS = Outputs(_OVER_BATCH, _OVER_BATCH, _EVERYWHERE, _EVERYWHERE)
+# A tree of specs instead of arrays.
+_OUTPUTS = Outputs(
+    *(_OVER_BATCH, _OVER_BATCH, _EVERYWHERE, _EVERYWHERE)  # pyright: ignore[reportArgumentType]
+)
 
 
 class Texts(NamedTuple):
@@ -53,9 +56,10 @@ def _forward(
     def local(student: Outputs, teacher: Outputs | None, captions: jax.Array) -> Any:
         def visit(texts: Texts) -> tuple[Any, Any]:
             block = make_block(*_against(student, teacher, texts), captions, texts.captions)
-            return tuple(
+            of_images, of_texts = (
                 {name: term.sums(side) for name, term in terms.items()} for side in (block, block.T)
             )
+            return of_images, of_texts
 
         sums = _sweep(config, batch_size, visit, _texts(student, teacher, captions))
         losses = {
@@ -91,11 +95,12 @@ def _backward(config: LossConfig, mesh: Mesh, residuals: Any, weights: dict[str,
             texts, text_sums = visitors
             block = make_block(*_against(student, teacher, texts), captions, texts.captions)
 
-            def slope(side, sums) -> jax.Array:
-                return sum(
+            def slope(side: Block, sums: Any) -> jax.Array:
+                slopes = (
                     weights[name] / (2 * batch_size) * term.gradient(side, sums[name])
                     for name, term in terms.items()
                 )
+                return sum(slopes, start=jnp.zeros(()))
 
             def student_logits(image, text, scale, bias) -> jax.Array:
                 return logits(Outputs(image, text, scale, bias))
@@ -121,11 +126,11 @@ blockwise.defvjp(_forward, _backward)
 
 
 def _specs(teacher: Outputs | None) -> tuple[Any, ...]:
-    return _OUTPUTS, teacher and _OUTPUTS, _OVER_BATCH
+    return _OUTPUTS, None if teacher is None else _OUTPUTS, _OVER_BATCH
 
 
 def _texts(student: Outputs, teacher: Outputs | None, captions: jax.Array) -> Texts:
-    return Texts(student.text, teacher and teacher.text, captions)
+    return Texts(student.text, None if teacher is None else teacher.text, captions)
 
 
 def _against(
@@ -133,7 +138,9 @@ def _against(
 ) -> tuple[Outputs, Outputs | None]:
     """The models' images together with other texts than their own."""
     student = dataclasses.replace(student, text=texts.student)
-    return student, teacher and dataclasses.replace(teacher, text=texts.teacher)
+    if teacher is None or texts.teacher is None:
+        return student, None
+    return student, dataclasses.replace(teacher, text=texts.teacher)
 
 
 def _sweep(config: LossConfig, batch_size: int, visit: Visit, texts: Any) -> tuple[Any, Any]:

@@ -63,7 +63,7 @@ def hidden_mse(student: Outputs, teacher: Outputs, adapters: dict[str, jax.Array
             terms.append(jnp.mean(jnp.square(ours - theirs.astype(jnp.float32))))
     if not terms:
         raise ValueError("there are no hidden layers to compare")
-    return sum(terms) / len(terms)
+    return sum(terms, start=jnp.zeros(())) / len(terms)
 
 
 def init_adapters(

@@ -8,7 +8,7 @@ from tclip.losses.blockwise import blockwise
 from tclip.losses.config import LossConfig
 from tclip.losses.logits import make_block
 from tclip.losses.outputs import Outputs, unit
-from tclip.losses.terms import needs_teacher, pairwise_terms
+from tclip.losses.terms import Term, needs_teacher, pairwise_terms
 from tclip.parallel.sharding import BATCH_AXES, axes_size, batch_sharding
 
 
@@ -35,7 +35,8 @@ def pairwise_losses(
     if not pairwise_terms(config, len(captions_BxL)):
         return {}
     student = _normalised(student)
-    teacher = _normalised(teacher) if needs_teacher(config) else None
+    if teacher is not None:
+        teacher = _normalised(teacher) if needs_teacher(config) else None
     losses = _gathered if config.negatives == "gathered" else blockwise
     return losses(config, mesh, student, teacher, captions_BxL)
 
@@ -66,7 +67,10 @@ def _gathered(
     block = jax.lax.with_sharding_constraint(
         make_block(student, teacher, captions, captions), batch_sharding(mesh)
     )
-    return {
-        name: 0.5 * sum(jnp.mean(term.losses(term.sums(side))) for side in (block, block.T))
-        for name, term in pairwise_terms(config, len(captions)).items()
-    }
+
+    def mean(term: Term) -> jax.Array:
+        images, texts = (jnp.mean(term.losses(term.sums(side))) for side in (block, block.T))
+        return 0.5 * (images + texts)
+
+    terms = pairwise_terms(config, len(captions))
+    return {name: mean(term) for name, term in terms.items()}

@@ -20,9 +20,11 @@ class Term(Protocol):
 
     def sums(self, block: Block) -> Any:
         """What of R rows has to be summed over all columns: a tree of `sums` with leaves [R]."""
+        ...
 
     def losses(self, sums: Any) -> jax.Array:
         """The losses [R] of the rows, from their sums over all columns."""
+        ...
 
     def gradient(self, block: Block, sums: Any) -> jax.Array:
         """Derivatives [R, C] of the rows' losses with respect to the student's logits.
@@ -31,6 +33,7 @@ class Term(Protocol):
           block: any of the columns.
           sums: over all columns.
         """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ class SimilarityKL:
         return self.temperature * (_softmax(student, sums[0]) - _softmax(teacher, sums[1]))
 
     def _cooled(self, block: Block) -> tuple[jax.Array, jax.Array]:
-        return block.student / self.temperature, block.teacher / self.temperature
+        return block.student / self.temperature, _teacher(block) / self.temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +115,13 @@ class LogitsMSE:
     batch_size: int
 
     def sums(self, block: Block) -> Any:
-        return jnp.sum(jnp.square(block.student - block.teacher), axis=-1)
+        return jnp.sum(jnp.square(block.student - _teacher(block)), axis=-1)
 
     def losses(self, sums: Any) -> jax.Array:
         return sums / self.batch_size
 
     def gradient(self, block: Block, sums: Any) -> jax.Array:
-        return 2 / self.batch_size * (block.student - block.teacher)
+        return 2 / self.batch_size * (block.student - _teacher(block))
 
 
 def pairwise_terms(config: LossConfig, batch_size: int) -> dict[str, Term]:
@@ -138,6 +141,12 @@ def pairwise_terms(config: LossConfig, batch_size: int) -> dict[str, Term]:
 def needs_teacher(config: LossConfig) -> bool:
     """Whether any of the pairwise terms compares with the teacher's logits."""
     return config.similarity_weight > 0 or config.logits_weight > 0
+
+
+def _teacher(block: Block) -> jax.Array:
+    if block.teacher is None:
+        raise ValueError("this loss compares with a teacher's logits, and there are none")
+    return block.teacher
 
 
 def _softmax(x_RxC: jax.Array, total: Scaled) -> jax.Array:

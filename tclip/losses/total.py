@@ -57,11 +57,12 @@ def embedding_loss(
     mesh: Mesh,
 ) -> tuple[jax.Array, Terms]:
     """The terms of the embeddings, for which the whole batch is needed; as `total_loss`."""
-    _check_teacher(config, teacher)
+    if config.needs_teacher:
+        teacher = _given(teacher)
     teacher = jax.lax.stop_gradient(teacher)
     terms = pairwise_losses(config, student, teacher, captions_BxL, mesh)
     if config.embedding_weight > 0:
-        terms["embedding_l2"] = embedding_l2(student, teacher, adapters)
+        terms["embedding_l2"] = embedding_l2(student, _given(teacher), adapters)
     return _weighted_sum(config, terms), terms
 
 
@@ -74,14 +75,15 @@ def hidden_loss(
     """The terms of hidden layers: the mean over samples, whatever their batch; as `total_loss`."""
     if config.hidden_weight == 0:
         return jnp.zeros(()), {}
-    _check_teacher(config, teacher)
-    terms = {"hidden_mse": hidden_mse(student, jax.lax.stop_gradient(teacher), adapters)}
+    constant = jax.lax.stop_gradient(_given(teacher))
+    terms = {"hidden_mse": hidden_mse(student, constant, adapters)}
     return _weighted_sum(config, terms), terms
 
 
-def _check_teacher(config: LossConfig, teacher: Outputs | None) -> None:
-    if teacher is None and config.needs_teacher:
+def _given(teacher: Outputs | None) -> Outputs:
+    if teacher is None:
         raise ValueError("the losses of this config compare with a teacher, and there is none")
+    return teacher
 
 
 def _weighted_sum(config: LossConfig, terms: Terms) -> jax.Array:

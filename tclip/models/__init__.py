@@ -10,7 +10,7 @@ from tclip.models.architectures import (
     computed_as,
 )
 from tclip.models.clip import CLIP, bound_logit_scale, init_params, logit_bias, logit_scale
-from tclip.models.layout import with_layout
+from tclip.models.layout import leaves_by_path, with_layout
 from tclip.models.ternary_policy import PRESETS, ClipPolicy
 from tclip.models.weights import effective_weights
 
@@ -28,6 +28,7 @@ __all__ = [
     "computed_as",
     "effective_weights",
     "init_params",
+    "leaves_by_path",
     "logit_bias",
     "logit_scale",
     "with_layout",

@@ -1,6 +1,7 @@
 """The two towers together, and the scale and bias of their logits."""
 
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ class CLIP(nn.Module):
 
     def __call__(self, images: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Both embeddings, [B, embed_dim] each."""
-        return self.encode_image(images), self.encode_text(tokens)
+        return self.vision(images, ())[0], self.text(tokens, ())[0]
 
 
 def init_params(config: CLIPConfig, key: jax.Array) -> dict:
@@ -72,7 +73,7 @@ def init_params(config: CLIPConfig, key: jax.Array) -> dict:
     size = config.vision.image_size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, config.text.context_length), jnp.int32)
-    return CLIP(config).init(key, images, tokens)["params"]
+    return cast(dict, CLIP(config).init(key, images, tokens)["params"])
 
 
 def logit_scale(params: dict) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from tclip.models.architectures import CLIPConfig
 
@@ -22,6 +23,11 @@ def with_layout(params: Mapping[str, Any], config: CLIPConfig) -> dict[str, Any]
     layers = {"vision": config.vision.layers, "text": config.text.layers}
     convert = _stack if config.scan_layers else _unstack
     return {**params, **{tower: convert(params[tower], n) for tower, n in layers.items()}}
+
+
+def leaves_by_path(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a parameter tree by their paths, such as "vision/blocks_0/mlp/fc1/kernel"."""
+    return {str(path): leaf for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 def _stack(tower: Mapping[str, Any], layers: int) -> dict[str, Any]:

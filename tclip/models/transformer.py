@@ -122,7 +122,8 @@ def run_blocks(
             body, variable_axes={"params": 0}, split_rngs={"params": True}, length=tower.layers
         )
         x_BxTxW, outputs = scan(block(config, tower, causal, name="blocks"), x_BxTxW, None)
-        return x_BxTxW, tuple(outputs[layer] for layer in hidden_layers)
+        hidden = () if outputs is None else tuple(outputs[layer] for layer in hidden_layers)
+        return x_BxTxW, hidden
 
     outputs = []
     for i in range(tower.layers):

@@ -7,7 +7,7 @@ computed in, once in the forward and once in the backward pass. Gradients are su
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,8 @@ def gather_weights(
     def visit(keys: tuple[Any, ...], leaf: Any) -> Any:
         name = path_name(keys)
         if isinstance(leaf, Int8Activations):
-            return Int8Activations(_gather(leaf.weight, name))
+            # In training every weight is an array.
+            return Int8Activations(_gather(cast(jax.Array, leaf.weight), name))
         return _gather(leaf, name)
 
     def _gather(w: jax.Array, name: str) -> Any:
@@ -157,7 +158,8 @@ def _dense_forward(dtype, sharding, value, copy):
 
 
 def _dense_backward(dtype, sharding, residuals, g):
-    return _cotangents(sharding, *residuals, g)
+    copy, value = residuals
+    return _cotangents(sharding, copy, value, g)
 
 
 _dense.defvjp(_dense_forward, _dense_backward)

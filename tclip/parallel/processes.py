@@ -76,7 +76,8 @@ def wait_for_all(name: str) -> None:
     """Returns once every process has come here; `name` is that of the place."""
     # Unlike multihost_utils.sync_global_devices it has no device wait for hours.
     if jax.process_count() > 1:
-        distributed.global_state.client.wait_at_barrier(name, WAIT_SECONDS * 1000)
+        client: Any = distributed.global_state.client
+        client.wait_at_barrier(name, WAIT_SECONDS * 1000)
 
 
 @contextlib.contextmanager
@@ -108,7 +109,7 @@ def local_rows(sharding: NamedSharding, size: int) -> tuple[int, ...]:
     Two processes hold the same rows where the mesh splits something else between them.
     """
     indices = sharding.addressable_devices_indices_map((size,)).values()
-    return tuple(sorted({row for (rows,) in indices for row in range(size)[rows]}))
+    return tuple(sorted({row for index in indices if index for row in range(size)[index[0]]}))
 
 
 def put_rows(local: Any, size: int, sharding: NamedSharding) -> Any:
@@ -116,7 +117,7 @@ def put_rows(local: Any, size: int, sharding: NamedSharding) -> Any:
     place = {row: i for i, row in enumerate(local_rows(sharding, size))}
 
     def put(x: np.ndarray) -> jax.Array:
-        def rows(index: tuple[slice, ...]) -> np.ndarray:
+        def rows(index: Any) -> np.ndarray:
             # A device holds neighbouring rows, which lie together here as well.
             first, *_ = held = range(size)[index[0]]
             return x[place[first] : place[first] + len(held)]

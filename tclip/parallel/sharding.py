@@ -4,6 +4,8 @@ The mesh has four axes. The batch is split over "slice" (TPU slices, joined by a
 "data" and "fsdp". Weights are spread over "fsdp" along their outputs, so that packing them along
 their inputs stays within a device, and over "tensor" as in Megatron-LM (arXiv 1909.08053).
 """
+# jax makes the name jax.Device at run time:
+# pyright: reportInvalidTypeForm=false
 
 import dataclasses
 import math
@@ -13,7 +15,7 @@ from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 SLICE, DATA, FSDP, TENSOR = AXES = ("slice", "data", "fsdp", "tensor")
 BATCH_AXES = (SLICE, DATA, FSDP)
@@ -128,7 +130,7 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def axes_size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+def axes_size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
     """Devices along an entry of a PartitionSpec."""
     names = (axes,) if isinstance(axes, str) else axes or ()
     return math.prod(mesh.shape[name] for name in names)
@@ -139,7 +141,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 

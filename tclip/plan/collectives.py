@@ -69,7 +69,10 @@ def traffic(module: Module, coords: Sequence[tuple[int, ...]], slices: int) -> l
             totals[kind, dimensions] = tuple(
                 total + count * x for total, x in zip(before, (1, *sent), strict=True)
             )
-    return [Traffic(*key, *figures) for key, figures in sorted(totals.items())]
+    return [
+        Traffic(kind, dimensions, int(count), ici_bytes, dcn_bytes)
+        for (kind, dimensions), (count, ici_bytes, dcn_bytes) in sorted(totals.items())
+    ]
 
 
 def _kind(instruction: Instruction) -> str | None:
@@ -102,7 +105,8 @@ def first_group(collective: Instruction, devices: int) -> list[int]:
         index = tuple(slice(None) if name in chosen else 0 for name in axes)
         return [int(n) for n in ids.reshape(*axes.values())[index].ravel()]
     found = re.search(r"replica_groups=\S{0,80}", text)
-    raise ValueError(f"{collective.name}: groups that are not read: {found and found[0]}")
+    shown = "none" if found is None else found[0]
+    raise ValueError(f"{collective.name}: groups that are not read: {shown}")
 
 
 def _order(text: str) -> np.ndarray:

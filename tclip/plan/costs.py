@@ -72,7 +72,7 @@ def _product_flops(module: Module, computation: Computation, product: Instructio
         contracted = product.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
         return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in contracted.split(",") if d)
     # TPUs have convolutions only: a product with batches has them as places of a window.
-    labels = product.attribute(r"dim_labels=(\S+?)(?:,|$)")
+    labels = product.given(r"dim_labels=(\S+?)(?:,|$)")
     left_labels, right_labels, out_labels = re.split("_|->", labels)
     groups = int(product.attribute(r"batch_group_count=(\d+)") or 1)
     flops = 2.0 * left[left_labels.index("b")] / groups

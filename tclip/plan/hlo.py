@@ -59,7 +59,14 @@ class Instruction:
     def attribute(self, pattern: str) -> str | None:
         """The first group of the pattern's first match among the attributes."""
         match = re.search(pattern, self.attributes)
-        return match and match[1]
+        return None if match is None else match[1]
+
+    def given(self, pattern: str) -> str:
+        """As `attribute`; raises ValueError where nothing matches."""
+        found = self.attribute(pattern)
+        if found is None:
+            raise ValueError(f"{self.name}: {self.opcode} without {pattern}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
         found = [i for i in self.instructions.values() if i.opcode == "parameter"]
-        return sorted(found, key=lambda i: int(i.attribute(r"^(\d+)")))
+        return sorted(found, key=lambda i: int(i.given(r"^(\d+)")))
 
     @property
     def root(self) -> Instruction:
@@ -95,10 +102,9 @@ class Module:
     entry: str
     computations: dict[str, Computation]
 
-    def called(self, instruction: Instruction, key: str) -> Computation | None:
+    def called(self, instruction: Instruction, key: str) -> Computation:
         """The computation that is the instruction's `key` ("calls", "body", ...)."""
-        name = instruction.attribute(rf"\b{key}=%?([\w.\-]+)")
-        return self.computations.get(name) if name else None
+        return self.computations[instruction.given(rf"\b{key}=%?([\w.\-]+)")]
 
     def trips(self, loop: Instruction) -> int:
         """How often the body of a while loop runs, counting from 0 in steps of 1 as a scan does.
@@ -119,7 +125,7 @@ class Module:
         else:
             names = root.operands
         limits = [
-            int(condition.instructions[name].attribute(r"^(\d+)\)"))
+            int(condition.instructions[name].given(r"^(\d+)\)"))
             for name in names
             if name in condition.instructions and condition.instructions[name].opcode == "constant"
         ]
@@ -151,7 +157,7 @@ class Module:
     def _branches(self, conditional: Instruction) -> list[Computation]:
         listed = conditional.attribute(r"branch_computations=\{([^}]*)\}")
         names = listed or " ".join(
-            conditional.attribute(rf"{side}_computation=(%?[\w.\-]+)") for side in ("true", "false")
+            conditional.given(rf"{side}_computation=(%?[\w.\-]+)") for side in ("true", "false")
         )
         return [self.computations[name.lstrip("%")] for name in re.split(r",? ", names)]
 

@@ -10,12 +10,11 @@ from tclip.models import CLIPConfig, init_params
 from tclip.parallel.sharding import TENSOR, batch_sharding, param_shardings, placed, replicated
 from tclip.run.experiment import Experiment, check_heads
 from tclip.run.state import Params
-from tclip.train.step import Batch
 
 
 def abstract_batch(
     experiment: Experiment, teacher: CLIPConfig | None, cached: bool, mesh: Mesh
-) -> Batch:
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The global batch of `tclip.data.train_batches`, as shapes.
 
     The teacher is taken to see the student's pixels and tokens where sizes and vocabularies agree.

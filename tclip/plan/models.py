@@ -7,7 +7,7 @@ from tclip.interop import read_architecture
 from tclip.model_kind import model_kind
 from tclip.models import CLIPConfig, architecture, computed_as
 from tclip.run.experiment import Experiment, check_hidden_layers, read_experiment
-from tclip.train.setup import adopt, read_tokenizer, takes_tokenizer_of, with_vocabulary
+from tclip.train.setup import adopt, read_tokenizer, takes_tokenizer_of_origin, with_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _with_vocabulary(experiment: Experiment, origin: CLIPConfig | None) -> tuple
     Args:
       origin: what it starts from or learns from.
     """
-    if takes_tokenizer_of(experiment, origin):
+    if origin is not None and takes_tokenizer_of_origin(experiment):
         return with_vocabulary(experiment, origin.text.vocab_size, origin.text.eot_token_id), ""
     try:
         tokenizer = read_tokenizer(experiment)

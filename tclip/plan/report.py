@@ -57,7 +57,7 @@ class Plan:
     @property
     def binds(self) -> str:
         """What takes longest."""
-        return max(self.seconds, key=self.seconds.get)
+        return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def step_seconds(self) -> float:

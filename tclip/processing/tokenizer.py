@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import (
@@ -74,9 +75,14 @@ class Tokenizer:
         return self.hf.get_vocab_size()
 
     @property
+    def padding(self) -> dict[str, Any]:
+        """How `hf` pads: "pad_id", "pad_token", "direction" and "length"."""
+        return cast(dict[str, Any], self.hf.padding)  # as `__post_init__` has set it
+
+    @property
     def eot_token_id(self) -> int:
         """The token that ends every text: where CLIP's text tower pools (SigLIP's at the last)."""
-        return _end_of_text(self.hf)
+        return cast(int, _end_of_text(self.hf))  # `__post_init__` refuses None
 
     @property
     def fingerprint(self) -> str:
@@ -165,10 +171,10 @@ def clip_tokenizer(bpe_vocab_gz_path: Path | str, context_length: int) -> Tokeni
         ) from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{bpe_vocab_gz_path} is not a gzipped list of merges ({error})") from None
-    merges = [tuple(line.split()) for line in lines[1 : CLIP_MERGES + 1]]
+    merges = [line.split() for line in lines[1 : CLIP_MERGES + 1]]
     if len(merges) < CLIP_MERGES or any(len(pair) != 2 for pair in merges):
         raise ValueError(f"{bpe_vocab_gz_path} does not hold CLIP's {CLIP_MERGES} merges")
-    return Tokenizer(_bpe(merges), context_length)
+    return Tokenizer(_bpe([(left, right) for left, right in merges]), context_length)
 
 
 def clip_pipeline(model: models.BPE) -> HFTokenizer:

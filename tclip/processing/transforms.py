@@ -123,7 +123,8 @@ def augment(
     with _decoding():
         opened = _open(data)
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    size = opened.size[::-1] if orientation in (5, 6, 7, 8) else opened.size
+    width, height = opened.size
+    size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
     # Of a turned image the last, partial pixels of a smaller decoding would come first.
     reducible = opened.format in ("JPEG", "MPO") and orientation == 1
     box = random_crop(size, views[0], rng)

@@ -6,6 +6,7 @@ two's complement: -1 is 0b11, 0 is 0b00, +1 is 0b01. Rows beyond the last are 0.
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 CODES_PER_WORD = 16
 
@@ -21,7 +22,7 @@ def pack(codes: jax.Array) -> jax.Array:
         raise ValueError(
             f"pack takes int8 codes [..., rows, columns], got {codes.dtype}{list(codes.shape)}"
         )
-    if not isinstance(codes, jax.core.Tracer) and jnp.any((codes < -1) | (codes > 1)):
+    if not isinstance(codes, Tracer) and jnp.any((codes < -1) | (codes > 1)):
         raise ValueError("pack takes codes in {-1, 0, 1}, got others")
     *layers, rows, columns = codes.shape
     words = -(-rows // CODES_PER_WORD)

@@ -7,11 +7,13 @@ the path of a ternary leaf to the logarithms of its scale and threshold.
 
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from tclip.quant.estimators import ESTIMATORS, MIN_SCALE
 from tclip.quant.groups import group_shape
@@ -116,7 +118,7 @@ def quantize_params(
     def leaf(path: str, w: jax.Array) -> TernaryTensor:
         scale, threshold = _scale_and_threshold(path, w, quant, policy)
         packed_scale = scale.astype(dtype)
-        if not isinstance(packed_scale, jax.core.Tracer):
+        if not isinstance(packed_scale, Tracer):
             _check_packable(path, w, threshold, packed_scale)
         return TernaryTensor(pack(ternary_codes(w, threshold)), packed_scale, rows=w.shape[-2])
 
@@ -142,7 +144,9 @@ def with_int8_activations(params: Any, policy: TernaryPolicy | None = None) -> A
     )
 
 
-def _map_ternary(function: Any, params: Any, policy: TernaryPolicy) -> Any:
+def _map_ternary(
+    function: Callable[[str, jax.Array], Any], params: Any, policy: TernaryPolicy
+) -> Any:
     """Replaces every ternary leaf by function(path, leaf)."""
     paths = frozenset(ternary_paths(params, policy))
 
@@ -193,9 +197,9 @@ def _scale_and_threshold(
             f"{path}: the policy learns {_learned(policy)}, quant has {sorted(entry)}; "
             "make it with init_quant from these params and this policy"
         )
-    scale = threshold = None
-    if not (policy.learn_scale and policy.learn_threshold):
-        scale, threshold = _estimate(w, policy)
+    if policy.learn_scale and policy.learn_threshold:
+        return _exp(entry["log_scale"]), _exp(entry["log_threshold"])
+    scale, threshold = _estimate(w, policy)
     if policy.learn_scale:
         scale = _exp(entry["log_scale"])
     if policy.learn_threshold:

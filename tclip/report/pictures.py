@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from tclip.data import Source
 from tclip.evals import distinct_captions, embed_images
 from tclip.inference import Model
+from tclip.models import leaves_by_path
 from tclip.processing import decode_image
 from tclip.quant import ESTIMATORS, TernaryPolicy, ternary_paths
 from tclip.quant.groups import expand
@@ -33,15 +33,17 @@ def middle_layer(
     paths = ternary_paths(params, policy)
     feed_forward = [path for path in paths if re.search(r"vision/.*mlp/fc1/", path)]
     path = (feed_forward or paths)[len(feed_forward or paths) // 2]
-    weights = flatten_dict(params, sep="/")[path]
+    weights = leaves_by_path(params)[path]
     scale, threshold = ESTIMATORS[policy.estimator](weights, policy.group)
     learned = quant.get(path, {})
     scale = np.exp(learned["log_scale"]) if "log_scale" in learned else scale
     threshold = np.exp(learned["log_threshold"]) if "log_threshold" in learned else threshold
     arrays = weights, *(expand(values, weights.shape) for values in (scale, threshold))
     # Layers under scan share a leaf; the middle one is shown.
-    kernels = [np.asarray(x)[x.shape[0] // 2] if x.ndim == 3 else np.asarray(x) for x in arrays]
-    return path, *kernels
+    weights_KxN, scale_KxN, threshold_KxN = (
+        np.asarray(x)[x.shape[0] // 2] if x.ndim == 3 else np.asarray(x) for x in arrays
+    )
+    return path, weights_KxN, scale_KxN, threshold_KxN
 
 
 def retrieved(model: Model, data: Data) -> list[tuple[str, list[tuple[Image.Image, bool]]]]:
@@ -61,7 +63,7 @@ def retrieved(model: Model, data: Data) -> list[tuple[str, list[tuple[Image.Imag
         scores_N = images.embeddings_NxD @ model.encode_text([texts[number]])[0]
         best = np.argsort(-scores_N, kind="stable")[:IMAGES_A_CAPTION]
         shown = [
-            (_image(data.source, images.index_N[row]), row in images_of_text[number])
+            (_image(data.source, int(images.index_N[row])), row in images_of_text[number])
             for row in best
         ]
         rows.append((texts[number], shown))
@@ -86,4 +88,4 @@ def write_examples(folder: Path, source: Source) -> None:
 
 
 def _image(source: Source, index: int) -> Image.Image:
-    return decode_image(source[int(index)].image)
+    return decode_image(source[index].image)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,6 +11,7 @@ matplotlib.use("Agg")  # draws without a display
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
 
@@ -21,7 +23,7 @@ NAMES = {
 }
 INK, FAINT, WRONG = "#2b2b2b", "#e4e4e4", "#c4473a"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 160,
@@ -161,7 +163,7 @@ def weight_histogram(
         figure, axes = plt.subplots(figsize=(6.4, 3.6))
         axes.hist(
             [np.clip(relative[chosen], -3, 3) for _, chosen, _ in kinds],
-            bins=edges,
+            bins=edges.tolist(),
             stacked=True,
             weights=[np.full(chosen.sum(), 1 / relative.size) for _, chosen, _ in kinds],
             color=[colour for _, _, colour in kinds],
@@ -209,6 +211,6 @@ def _framed(axes: Axes, image: Image.Image, right: bool) -> None:
         )
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path)
     plt.close(figure)

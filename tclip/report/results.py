@@ -97,7 +97,7 @@ def _post_training(teacher: Path, policy: TernaryPolicy, data: Data) -> dict[str
             model = loading.load(Path(folder) / "packed")
         candidates[estimator] = data.evaluate(model) | {"size_bytes": sizes["size_bytes"]}
     top1 = {name: values["zeroshot_top1"] for name, values in candidates.items()}
-    best = max(top1, key=top1.get)
+    best = max(top1, key=top1.__getitem__)
     return candidates[best] | {"estimator": best, "zeroshot_top1_by_estimator": top1}
 
 

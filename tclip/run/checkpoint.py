@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -65,10 +65,14 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         self._orbax = ocp.training.Checkpointer(
-            self.directory,
+            str(self.directory),
             # When to save is the caller's business.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=Policies.AnyPreservationPolicy([Policies.LatestN(keep_last), best]),
+            save_decision_policy=cast(
+                Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+            ),
+            preservation_policy=cast(
+                Any, Policies.AnyPreservationPolicy([Policies.LatestN(keep_last), best])
+            ),
             cleanup_tmp_directories=True,
         )
 
@@ -96,7 +100,10 @@ class Checkpoints:
         self.wait()
         try:
             self._orbax.save_checkpointables_async(
-                step, {"state": state}, force=True, metrics=metrics
+                step,
+                {"state": state},
+                force=True,
+                metrics=None if metrics is None else {**metrics},
             )
         except Exception as error:
             raise self._failure(error) from error
@@ -222,12 +229,12 @@ def _load(path: Path, abstract: Any, partial: bool = False) -> Any:
     context.pytree.loading.partial_load = partial
     try:
         with context:
-            return ocp.load_checkpointables(path, {"state": abstract})["state"]
+            return ocp.load_checkpointables(str(path), {"state": abstract})["state"]
     except Exception as error:
         raise _unreadable(path, error, abstract, partial) from error
 
 
-def _unreadable(path: Path, error: Exception, abstract: Any, partial: bool) -> CheckpointError:
+def _unreadable(path: Path, error: BaseException, abstract: Any, partial: bool) -> CheckpointError:
     """What the error of `_load` comes from."""
     while error.__cause__:
         error = error.__cause__
@@ -250,7 +257,7 @@ def _difference(path: Path, abstract: Any, partial: bool) -> str:
     """Names an array that a checkpoint lacks, or has in another shape; "" if it has all of them, or
     does not tell."""
     try:
-        stored = ocp.checkpointables_metadata(path).metadata.get("state")
+        stored = ocp.checkpointables_metadata(str(path)).metadata.get("state")
     except Exception:
         stored = None
     if stored is None:
@@ -270,5 +277,5 @@ def _metric(metrics: dict[str, float] | None, name: str) -> float:
     return (metrics or {}).get(name, -math.inf)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

@@ -30,13 +30,15 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(file: str | Path) -> ModuleType:
-    """Runs a recipe's file; raises FileNotFoundError if there is none."""
+    """Runs a recipe's file; raises FileNotFoundError, or ValueError if it is no Python."""
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
             f"{file}: no such config; tclip has the recipes {', '.join(recipe_names())}"
         )
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is no recipe: a recipe is a Python file, NAME.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,7 @@
 """What recipes for data of the web have in common."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from tclip.config import to_dict
@@ -16,7 +18,7 @@ def web_scale_config(arch: str) -> ConfigDict:
     Args:
       arch: name of the student's architecture.
     """
-    config = default_config()
+    config: Any = default_config()
     model = architecture(arch)
     config.model = to_dict(model)
     config.preprocess.image_size = model.vision.image_size

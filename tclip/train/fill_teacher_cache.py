@@ -164,7 +164,7 @@ def embed_shard(
         valid_B = batch.pop("valid")
         rows = len(valid_B)
         # Every batch is of the size that is compiled.
-        padded = {
+        padded: Example = {
             k: np.pad(x, [(0, size - rows)] + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()
         }
         embeddings_Bx2xD = np.array(embed(padded))[:rows]

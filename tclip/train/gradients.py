@@ -72,10 +72,8 @@ def _micro_batch_gradients(
         x = jnp.swapaxes(x_AxM, 0, 1)
         return jax.lax.with_sharding_constraint(x.reshape(-1, *x.shape[2:]), over_batch)
 
-    def whole(outputs: Outputs | None) -> Outputs | None:
+    def whole(outputs: Outputs) -> Outputs:
         """The outputs of all parts, without hidden layers, as those of one batch."""
-        if outputs is None:
-            return None
         scale, bias = (jnp.asarray(x)[0] for x in (outputs.logit_scale, outputs.logit_bias))
         return Outputs(join(outputs.image), join(outputs.text), scale, bias)
 
@@ -86,7 +84,8 @@ def _micro_batch_gradients(
             student = models.student(weights["params"], part, False)
             return student, models.teacher(teacher_params, part, False)
 
-        student, teacher = map(whole, jax.lax.map(embed, parts))
+        students, teachers = jax.lax.map(embed, parts)
+        student, teacher = whole(students), None if teachers is None else whole(teachers)
 
         def embedding_loss_fn(weights: Weights, image: jax.Array, text: jax.Array):
             params = weights["params"]

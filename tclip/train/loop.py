@@ -23,7 +23,7 @@ from tclip.data.batch_layout import batch_layout
 from tclip.files import write_whole
 from tclip.inference import Model
 from tclip.losses import check_negatives
-from tclip.models import effective_weights
+from tclip.models import CLIPConfig, effective_weights
 from tclip.parallel import processes
 from tclip.parallel.processes import local_rows, main_says, put_rows, put_whole
 from tclip.parallel.sharding import batch_sharding, check_batch, make_mesh, param_shardings
@@ -97,7 +97,7 @@ def take_steps(
     Args:
       started: when this start of the run began, as of time.time().
     """
-    experiment, teacher = run.experiment, run.teacher and run.teacher.config
+    experiment, teacher = run.experiment, teacher_config(run)
     config = experiment.train
     work = workload(experiment, teacher, run.cache is not None, mesh)
     teacher_params = put_teacher(run.teacher, run.cache, mesh)
@@ -139,14 +139,14 @@ def take_steps(
                     state, metrics = step_fn(state, teacher_params, batch)
                     writer.write_train(step, metrics)
                 stops = stop.is_last(step) and step < config.steps
-                evaluates = evaluate and is_due(step, config.eval_every, config.steps)
+                evaluates = evaluate is not None and is_due(step, config.eval_every, config.steps)
                 saves = stops or is_due(step, config.checkpoint_every, config.steps)
                 if evaluates or saves:
                     writer.flush()
                 for ended, values in writer.take_ended():
                     bad_steps.check(ended, values)
                 evaluation = None
-                if evaluates:
+                if evaluate is not None and evaluates:
                     with writer.pause(), jax.transfer_guard("allow"):
                         evaluation = evaluate(state)
                         writer.write_eval(step, evaluation)
@@ -169,6 +169,11 @@ def is_due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
+def teacher_config(run: RunSetup) -> CLIPConfig | None:
+    """The teacher's architecture; None without one."""
+    return None if run.teacher is None else run.teacher.config
+
+
 def teacher_view(run: RunSetup) -> View | None:
     """How a teacher that runs sees a sample; None without one."""
     if run.teacher is None or run.cache is not None:
@@ -182,7 +187,7 @@ def layout_of(run: RunSetup, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     return batch_layout(
         run.experiment.train.batch_size,
         run.experiment.model,
-        run.teacher and run.teacher.config,
+        teacher_config(run),
         stored_embeddings=run.cache is not None,
         own_pixels=teacher is not None and not student.same_pixels(teacher),
         own_tokens=teacher is not None and not student.same_tokens(teacher),

@@ -36,7 +36,8 @@ class StopRequests:
         self._asked = self._begun = False
         several = jax.distributed.is_initialized()
         # Unless asked to by `tclip.parallel.processes.initialize` jax does not look for signals.
-        self._shared = several and jax.config.jax_enable_preemption_service
+        listening = jax.config.jax_enable_preemption_service  # pyright: ignore[reportAttributeAccessIssue]
+        self._shared = several and listening
         # Only the main thread may listen.
         self._listens = not several and threading.current_thread() is threading.main_thread()
         if self._listens:

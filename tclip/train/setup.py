@@ -156,15 +156,16 @@ def prepare_workdir(
 def make_tokenizer(experiment: Experiment, data: Mixture, origin: Model | None) -> Tokenizer:
     """Returns the tokenizer that the config describes."""
     context_length = experiment.model.text.context_length
-    if takes_tokenizer_of(experiment, origin):
+    if origin is not None and takes_tokenizer_of_origin(experiment):
         return dataclasses.replace(origin.tokenizer, context_length=context_length)
     given, size = read_tokenizer(experiment), experiment.tokenizer.vocab_size
     return given or train_tokenizer(captions_of(data), context_length, size)
 
 
-def takes_tokenizer_of(experiment: Experiment, origin: Model | CLIPConfig | None) -> bool:
-    """Whether the student has the tokenizer of the model that it starts from or learns from."""
-    return experiment.tokenizer.kind == "auto" and origin is not None
+def takes_tokenizer_of_origin(experiment: Experiment) -> bool:
+    """Whether the student has the tokenizer of the model that it starts from or learns from, if
+    there is one."""
+    return experiment.tokenizer.kind == "auto"
 
 
 def read_tokenizer(experiment: Experiment) -> Tokenizer | None:
@@ -233,7 +234,7 @@ def _vocabulary(
 ) -> tuple[int, int]:
     """Size and end-of-text token: those of the tokenizer, or of the model that it comes from, whose
     table may have more rows."""
-    if takes_tokenizer_of(experiment, origin):
+    if origin is not None and takes_tokenizer_of_origin(experiment):
         return origin.config.text.vocab_size, origin.config.text.eot_token_id
     return tokenizer.vocab_size, tokenizer.eot_token_id
 

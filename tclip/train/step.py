@@ -1,7 +1,7 @@
 """One optimisation step: a pure function of (state, teacher parameters, batch)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def forward(
 
     def encode(inputs: jax.Array, tower: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         layers = hidden_layers[tower]
-        outputs = CLIP(model).apply(
+        outputs: Any = CLIP(model).apply(
             {"params": params}, inputs, hidden_layers=layers, method=f"encode_{tower}"
         )
         embedding_BxD, hidden = outputs if layers else (outputs, ())
@@ -148,7 +148,7 @@ def make_train_step(
         inputs = {name: x for name, x in batch.items() if name != "skipped"}
         grads, metrics = gradients(state.trainable, teacher_params, inputs)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable = cast(dict[str, Any], optax.apply_updates(state.trainable, updates))
         trainable = trainable | {"params": bound_logit_scale(trainable["params"])}
         grad_norm = optax.tree.norm(grads)
         is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
@@ -183,6 +183,6 @@ def update_ema(state: TrainState, trainable: dict[str, Any], decay: float) -> di
     if state.ema is None:
         return None
     t = (state.step - state.bad_steps).astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + t) / (10 + t))
+    warmed = jnp.minimum(decay, (1 + t) / (10 + t))
     new = {key: trainable[key] for key in state.ema}
-    return jax.tree.map(lambda e, x: decay * e + (1 - decay) * x, state.ema, new)
+    return jax.tree.map(lambda e, x: warmed * e + (1 - warmed) * x, state.ema, new)

@@ -55,7 +55,7 @@ def open_teacher_cache(
     Raises:
       ValueError, FileNotFoundError: as `tclip.train.teacher_cache.open_cache`.
     """
-    if not experiment.teacher.cache:
+    if not experiment.teacher.cache or teacher is None:
         return None
     expected = cache_header(experiment, teacher, data, augmentations=1, shard_size=1)
     return open_cache(experiment.teacher.cache, expected)

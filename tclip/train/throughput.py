@@ -119,7 +119,7 @@ def workload(
         batch_size=experiment.train.batch_size,
         chips=mesh.size / (chip.devices if chip else 1),
         flops_per_sample=step_flops(experiment, teacher_model, cached),
-        peak_flops=chip and chip.flops,
+        peak_flops=None if chip is None else chip.flops,
     )
 
 

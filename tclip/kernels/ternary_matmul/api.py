@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from types import ModuleType
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def ternary_matmul(
         activation=activation,
         implementation=_choose(x_MxK, w, activations, implementation),
     )
-    y_MxN = _matmul(config, *vary_together(x_MxK, w.words, w.scale, bias))
+    y_MxN = cast(jax.Array, _matmul(config, *vary_together(x_MxK, w.words, w.scale, bias)))
     return y_MxN.reshape(*x.shape[:-1], w.shape[-1])
 
 
@@ -122,7 +123,13 @@ class _Config:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(config: _Config, x_MxK, words, scale, bias):
+def _matmul(
+    config: _Config,
+    x_MxK: jax.Array,
+    words: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
     return IMPLEMENTATIONS[config.implementation].matmul(
         x_MxK,
         words,
@@ -143,7 +150,7 @@ def _backward(config, residuals, g_MxN):
     g_MxN = g_MxN.astype(jnp.float32)
     if config.activation is not None:
         linear = dataclasses.replace(config, activation=None)
-        z_MxN = _matmul(linear, x_MxK, words, scale, bias).astype(jnp.float32)
+        z_MxN = cast(jax.Array, _matmul(linear, x_MxK, words, scale, bias)).astype(jnp.float32)
         _, vjp = jax.vjp(lambda z: activate(z, config.activation), z_MxN)
         (g_MxN,) = vjp(g_MxN)
     dx, dscale = transposed_products(x_MxK, g_MxN, TernaryTensor(words, scale, config.rows))

@@ -1,5 +1,7 @@
 """The products with which gradients go back through a ternary matmul."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +34,6 @@ def transposed_products(
         dx += jnp.matmul(g, (codes * expand(scale, codes.shape)).T)
         return dx, group_sum(jnp.matmul(x.T, g) * codes, scale.shape)
 
-    zeros, _ = vary_together(jnp.zeros_like(x), x)
+    zeros = cast(jax.Array, vary_together(jnp.zeros_like(x), x)[0])
     dx, dscale = scan_columns(part, zeros, g_MxN, w.words, scale)
     return dx.astype(x_MxK.dtype), group_sum(dscale, w.scale.shape).astype(w.scale.dtype)

@@ -1,6 +1,7 @@
 """A weight expanded a part of its columns at a time."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,12 @@ from tclip.kernels.target import target_device
 # the most part over products of a sixteenth of a layer, so there a whole weight is expanded.
 PARTS = 16
 
+Carry = TypeVar("Carry", bound=jax.Array | None)
+
 
 def scan_columns(
-    function: Callable[..., tuple[jax.Array | None, jax.Array]],
-    carry: jax.Array | None,
-    *arrays: jax.Array,
-) -> tuple[jax.Array | None, jax.Array]:
+    function: Callable[..., tuple[Carry, jax.Array]], carry: Carry, *arrays: jax.Array
+) -> tuple[Carry, jax.Array]:
     """Applies `function` to parts of the columns of arrays [..., N], one after the other.
 
     Args:

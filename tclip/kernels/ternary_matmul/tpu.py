@@ -7,6 +7,7 @@ matrix unit (v5e, v5p, v6e), else bfloat16.
 
 import dataclasses
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,7 @@ def _call(
         ),
         "bias": pl.BlockSpec((1, columns), lambda i, j, k: (0, j)),
     }
-    scratch = {"sum": None, "q": None, "row_scale": None}
+    scratch: dict[str, Any] = {"sum": None, "q": None, "row_scale": None}
     if config.steps > 1:
         scratch["sum"] = pltpu.VMEM((rows, columns), jnp.float32)
     elif keeps_q:
@@ -244,9 +245,9 @@ def _product(config: _Config, x: jax.Array, refs: dict) -> jax.Array:
     product = 0.0
     for block in range(scales):
         part = slice(block * size, (block + 1) * size)
-        total = sum(dot(term, codes[part]) for term in _terms(x[:, part]))
+        total = cast(jax.Array, sum(dot(term, codes[part]) for term in _terms(x[:, part])))
         product += total.astype(jnp.float32) * refs["scale"][block]
-    return product
+    return cast(jax.Array, product)
 
 
 def _terms(x: jax.Array) -> list[jax.Array]:
