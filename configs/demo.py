@@ -2,7 +2,9 @@
 
     tclip train --config=demo:teacher --workdir=runs/demo/teacher
     tclip train --config=demo:student --workdir=runs/demo/student
-    tclip export --workdir=runs/demo/student --out=tclip/demo/model
+    tclip export --workdir=runs/demo/student --out=runs/demo/packed
+
+The files of runs/demo/packed are those in tclip/demo/model, beside the model card.
 
 By default the photographs are TFDS's, with captions made from the class names. Other sources of the
 same photographs are overrides, as in configs/cifar10.py.

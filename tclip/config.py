@@ -36,9 +36,10 @@ class Range:
         """Raises ValueError, naming the dotted key `where`, unless the value is in the range."""
         low, high = self.low, self.high
         for x in value if isinstance(value, tuple) else (value,):
-            below = low is not None and (x < low or (self.open_low and x == low))
-            above = high is not None and (x > high or (self.open_high and x == high))
-            if below or above:
+            # NaN is in no range that has a bound.
+            over = low is None or x > low or (x == low and not self.open_low)
+            under = high is None or x < high or (x == high and not self.open_high)
+            if not (over and under):
                 raise ValueError(f"{where}={value}: must be {self}")
 
     def __str__(self) -> str:
@@ -54,6 +55,14 @@ POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 FRACTION = Range(0, 1)
 COUNT = Range(1)
+
+
+def check_ranges(config: Any, where: str) -> None:
+    """Raises ValueError, naming its dotted key, for a number of a dataclass beyond its `Range`."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        if typing.get_origin(hint) is typing.Annotated:
+            for limit in hint.__metadata__:
+                limit.check(getattr(config, name), f"{where}.{name}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
@@ -95,7 +104,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         value = _convert(args[0], value, where)
-        for limit in args[1:]:
+        for limit in hint.__metadata__:
             limit.check(value, where)
         return value
     if origin in (typing.Union, types.UnionType):
@@ -119,7 +128,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             for i, (arg, item) in enumerate(zip(args, value, strict=True))
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where}: too large for a float") from None
     if hint is float and isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}={value}: must be finite")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -181,7 +182,8 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        message = str(error).replace("value other than None", "value")
+        missing = re.findall(r"Flag (--\w+) must have a value other than None", str(error))
+        message = f"give {' and '.join(missing)}" if missing else str(error)
         code = USAGE
     except (AttributeError, KeyError, ValueError, OSError) as error:
         # From a config that has no such key; the message is that of a KeyError, in quotes.

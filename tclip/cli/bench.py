@@ -1,7 +1,9 @@
-"""Runs a benchmark: python -m launch.bench NAME [--batch_size=16 ... --out=figures.json].
+"""Runs a benchmark.
 
-NAME is a module of tclip/bench; the parameters of its `run` are its flags, which
-`python -m launch.bench NAME --help` lists.
+tclip bench train_step [--layers=2 ... --out=figures.json]
+
+`tclip bench NAME --help` lists the flags of a benchmark, which are the parameters of the `run` of
+its module in tclip/bench.
 """
 
 import importlib

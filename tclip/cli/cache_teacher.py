@@ -1,6 +1,6 @@
 """Stores a teacher's embeddings to train from.
 
-python -m launch.cache_teacher --config=configs/shapes.py:student --out=DIR [--augmentations=4]
+tclip cache_teacher --config=shapes:student --out=DIR [--augmentations=4]
 
 The config is that of the training run, overrides included: its data, seed, crops and teacher are
 what the embeddings are of. Then train with --config.teacher.cache=DIR. The same command continues

@@ -1,8 +1,8 @@
 """Plans a run on TPUs that are not there: does it fit, how fast could it be, what would it cost.
 
-python -m launch.compile --config=configs/....py[:ARG] --topology=v5e:16x16[,v6e:8x8] [--out=FILE]
+tclip compile --config=vit_h14 --teacher_arch=ViT-H/14 --topology=v5e:16x16[,v6e:8x8] [--out=FILE]
 
-Compiles exactly the step that launch.train would run, so all its overrides count. 2xv5e:16x16 or
+Compiles exactly the step that `tclip train` would run, so all its overrides count. 2xv5e:16x16 or
 --slices=2 are two slices; several topologies are compared. Needs libtpu (pip install "tclip[tpu]"),
 but no TPU, no data, no weights and no network; a teacher that is no folder here needs
 --teacher_arch. Exits with 2 if the run does not fit. --suggest compiles a number of batches, meshes

@@ -10,12 +10,16 @@ from tclip import demo
 from tclip.cli.classify import classify, table
 
 SHOWN = 3
-NEXT = """Next:
+NEXT = """Next (ID: any CLIP of the Hugging Face hub; training: pip install 'tclip[train]'):
   tclip classify photo.jpg                                   your own picture, the same model
-  tclip classify --model=ID photo.jpg --labels="a cat,a dog" any CLIP of the Hugging Face hub
+  tclip classify --model=ID photo.jpg --labels="a cat,a dog" another model
   tclip export --workdir=ID --policy=blocks+proj --out=DIR   pack a CLIP without training
-  tclip train --config=shapes:teacher --workdir=DIR          train (pip install 'tclip[train]')
-  tclip COMMAND --help                                       everything else"""
+  tclip train --config=vit_b32 --config.teacher.path=ID --config.train_data.source=wds:SHARDS \\
+    --workdir=DIR                                            compress a CLIP, with training
+  tclip train --config=shapes:teacher --workdir=DIR          train a small one on rendered scenes
+  tclip COMMAND --help                                       flags and examples of a command
+
+All of it is explained in the README and docs/ of tclip."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Zero-shot classification and retrieval of any model that tclip loads.
 
-python -m launch.evaluate --model=DIR [--data=shapes --data=wds:DIR ...] [--split=test]
-python -m launch.evaluate --suite=clip_benchmark --data=ROOT --model=A [--model=B ...] [--out=DIR]
+tclip evaluate --model=DIR [--data=shapes --data=wds:DIR ...] [--split=test]
+tclip evaluate --suite=clip_benchmark --data=ROOT --model=A [--model=B ...] [--out=DIR]
 The second measures what stands under ROOT of the data sets that CLIP_benchmark publishes, such as
 ROOT/wds_vtab-cifar10; run again, it goes on where it was. DIR is clip_benchmark_results by default.
 """

@@ -1,8 +1,8 @@
 """Writes a trained model as the folder that ships, packed or for transformers (hf).
 
-python -m launch.export --workdir=DIR --out=DIR
-python -m launch.export --workdir=FLOAT --out=DIR --policy=all --estimator=optimal   # post-training
-python -m launch.export --workdir=DIR --out=DIR --format=hf               # for transformers
+tclip export --workdir=DIR --out=DIR
+tclip export --workdir=FLOAT --out=DIR --policy=blocks+proj      # a float model, without training
+tclip export --workdir=DIR --out=DIR --format=hf                 # for transformers
 """
 
 import json

@@ -1,5 +1,6 @@
 """The console script `tclip`: a command by its name, its help, and what it needs installed."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ def main() -> None:
     elif first.replace("-", "_") in COMMANDS:
         run_command(first.replace("-", "_"), rest)
     else:
-        print(f"tclip: error: no command {first!r}\n\n{usage()}", file=sys.stderr)
+        near = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}? See" if near else "see"
+        print(f"tclip: error: no command {first!r}; {hint} tclip --help", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,6 +1,6 @@
 """Teacher, post-training ternarisation and student side by side: report.json, report.md, plots.
 
-python -m launch.report --teacher=WORKDIR --student=WORKDIR --packed=DIR --out=DIR
+tclip report --teacher=WORKDIR --student=WORKDIR --packed=DIR --out=DIR
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Trains a config at every point of its sweep() and compares the results.
 
-python -m launch.sweep --config=configs/x.py[:arg] --workdir=DIR             # prints the commands
-python -m launch.sweep --config=configs/x.py[:arg] --workdir=DIR --execute   # runs them
+tclip sweep --config=shapes:student --workdir=DIR             # prints the commands
+tclip sweep --config=shapes:student --workdir=DIR --execute   # runs them
 
 Elsewhere than here, in a DIR that is seen from both: --launcher="launch/slurm.sh train
 --name={name} --nodes=1 --gpus-per-node=8 --". Run again later, it shows what has finished.

@@ -1,7 +1,10 @@
-"""Trains a model: python -m launch.train --config=configs/shapes.py:teacher --workdir=DIR.
+"""Trains or distils a model.
 
+tclip train --config=shapes:teacher --workdir=DIR [--config.optim.lr=3e-4 ...]
+
+--config takes a recipe of tclip by its name, or NAME.py of your own, and after a colon its role.
 Single keys are overridden as --config.optim.lr=3e-4. The same command continues an interrupted run.
-On SIGTERM a checkpoint is saved, and the exit code is 75: run it again.
+On SIGTERM or Ctrl-C a checkpoint is saved, and the exit code is 75: run it again.
 """
 
 import sys

@@ -9,10 +9,12 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging as absl_logging
 
 from tclip.data.source import Sample, SourceConfig, data_dir
 from tclip.processing.bad_sample import BadSample
@@ -20,6 +22,8 @@ from tclip.prompts import fill
 
 # For the name of a host to be found, on a slow network too.
 NETWORK_SECONDS = 5
+# Variables that name a proxy, which then finds the host.
+PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
 
 log = logging.getLogger(__name__)
 
@@ -135,18 +139,20 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
 
     root = data_dir(cfg)
     remedy = (
-        "prepare it where TensorFlow and the internet are, with\n  tfds build "
-        f"{name} --file_format=array_record --data_dir={root}\nand copy that folder here"
+        f"prepare it where TensorFlow and the internet are (tfds build {name} "
+        f"--file_format=array_record --data_dir={root}) and copy that folder here"
     )
     try:
-        builder = tfds.builder(name, data_dir=root)
+        with _only_errors():
+            builder = tfds.builder(name, data_dir=root)
     except tfds.core.DatasetNotFoundError:
         raise FileNotFoundError(
             f"TFDS data set {name!r} is neither known to TFDS nor prepared in {root}; check the "
             f"name, or {remedy}"
         ) from None
     if not builder.is_prepared():
-        builder = tfds.builder(name, data_dir=root, file_format="array_record")
+        with _only_errors():
+            builder = tfds.builder(name, data_dir=root, file_format="array_record")
         if not has_network():
             raise FileNotFoundError(
                 f"TFDS data set {name!r} is not in {root}, and there is no network to download it; "
@@ -196,9 +202,20 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
     )
 
 
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+    """Silences warnings of TFDS about a folder that is not there; what follows says so itself."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
+
+
 def has_network() -> bool:
     """Whether a host of the internet can be found; TFDS itself would try for minutes."""
-    if any(name.lower().endswith("_proxy") for name in os.environ):
+    if not PROXIES.isdisjoint(map(str.lower, os.environ)):
         return True
     asked = threading.Thread(target=_find_host, args=(found := [],), daemon=True)
     asked.start()

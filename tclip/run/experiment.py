@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import ml_collections
 
-from tclip.config import COUNT, NOT_NEGATIVE, build, to_dict
+from tclip.config import COUNT, NOT_NEGATIVE, Range, build, check_ranges, to_dict
 from tclip.data import SourceConfig
 from tclip.files import read_json_object, write_whole
 from tclip.losses import LossConfig
@@ -107,12 +107,7 @@ class TrainConfig:
     max_bad_steps: Annotated[int, COUNT] = 10
 
     def __post_init__(self):
-        positive = "steps", "batch_size", "log_every", "eval_every", "checkpoint_every", "keep_last"
-        for name in (*positive, "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        if self.num_workers < 0:
-            raise ValueError(f"train.num_workers={self.num_workers}: must not be negative")
+        check_ranges(self, "train")
         if self.eval_every % self.checkpoint_every:
             raise ValueError(
                 f"train.eval_every={self.eval_every} must be a multiple of "
@@ -137,10 +132,7 @@ class EvalConfig:
     num_workers: Annotated[int, NOT_NEGATIVE] = 0
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"eval.batch_size={self.batch_size}: must be at least 1")
-        if self.num_workers < 0:
-            raise ValueError(f"eval.num_workers={self.num_workers}: must not be negative")
+        check_ranges(self, "eval")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +148,7 @@ class ProfileConfig:
     steps: Annotated[int, COUNT] = 5
 
     def __post_init__(self):
-        if self.start < 0:
-            raise ValueError(f"profile.start={self.start}: must not be negative")
-        if self.steps < 1:
-            raise ValueError(f"profile.steps={self.steps}: must be at least 1")
+        check_ranges(self, "profile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +164,8 @@ class Experiment:
       ValueError: groups that contradict each other.
     """
 
-    seed: Annotated[int, NOT_NEGATIVE] = 0
+    # jax.random.key looks at no more bits.
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     init: str = "auto"
     model: CLIPConfig = dataclasses.field(default_factory=lambda: architecture("small-48"))
     train_data: SourceConfig = dataclasses.field(default_factory=lambda: SourceConfig("shapes"))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import jax
 import optax
 
-from tclip.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range
+from tclip.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, check_ranges
 from tclip.parallel.sharding import path_name
 
 SCHEDULES = ("cosine", "constant")
@@ -60,11 +60,7 @@ class OptimConfig:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise ValueError(f"optim.schedule={self.schedule!r}: choose from {SCHEDULES}")
-        for name in ("decay_fraction", "final_lr_fraction", "ema_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"optim.{name}={getattr(self, name)}: must be within 0 and 1")
-        if self.lr <= 0 or self.warmup_steps < 0 or self.grad_clip < 0:
-            raise ValueError("optim: lr must be positive; warmup_steps and grad_clip not negative")
+        check_ranges(self, "optim")
         for pattern in self.no_decay:
             try:
                 re.compile(pattern)
