@@ -2,7 +2,9 @@
 
     tclip train --config=demo:teacher --workdir=runs/demo/teacher
     tclip train --config=demo:student --workdir=runs/demo/student
-    tclip export --workdir=runs/demo/student --out=tclip/demo/model
+    tclip export --workdir=runs/demo/student --out=runs/demo/packed
+
+The files of runs/demo/packed are those in tclip/demo/model, beside the model card.
 
 By default the photographs are TFDS's, with captions made from the class names. Other sources of the
 same photographs are overrides, as in configs/cifar10.py.
@@ -51,9 +53,9 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     config.eval.data.split = "test"
     config.eval.batch_size = 500
     config.train.batch_size = 256
-    config.train.steps = 4 * STEPS_PER_EPOCH
-    config.train.eval_every = 4 * STEPS_PER_EPOCH
-    config.train.checkpoint_every = STEPS_PER_EPOCH
+    config.train.steps = 720
+    config.train.eval_every = 720
+    config.train.checkpoint_every = 180
     config.optim.lr = 1.5e-3
     config.optim.warmup_steps = 80
     if arg == "student":
@@ -64,6 +66,7 @@ def get_config(arg: str = "teacher") -> ConfigDict:
         config.loss.embedding_weight = 1.0
         config.train.steps = STEPS_PER_EPOCH
         config.train.eval_every = STEPS_PER_EPOCH
+        config.train.checkpoint_every = STEPS_PER_EPOCH
         config.optim.lr = 1e-3
         config.optim.warmup_steps = 20
     return config

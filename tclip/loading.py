@@ -70,7 +70,7 @@ def load_latent(path: str | Path) -> LatentModel:
     """
     kind = model_kind(path)
     if kind == "packed":
-        raise ValueError(f"{path} is a packed model; give the workdir it was exported from")
+        raise ValueError(f"{path} is packed already; give the workdir it was exported from")
     if kind != "workdir":
         return LatentModel(Model(*load_pretrained(path)), {}, ClipPolicy())
     # Orbax takes long to import, and only training runs need it.

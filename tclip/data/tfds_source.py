@@ -153,7 +153,8 @@ def open_tfds(cfg: SourceConfig, name: str) -> TfdsSource:
     if not builder.is_prepared():
         with _only_errors():
             builder = tfds.builder(name, data_dir=root, file_format="array_record")
-        if not has_network():
+        # Data sets that download nothing have no such records.
+        if builder.url_infos and not has_network():
             raise FileNotFoundError(
                 f"TFDS data set {name!r} is not in {root}, and there is no network to download it; "
                 f"{remedy}"

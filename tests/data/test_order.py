@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from tclip.data import Sample, SourceConfig
 from tclip.data.mixture import Mixture, mixture_of, open_mixture
 from tclip.data.order import PATTERN, SMALL, SampleOrder
+
+GOLDEN = Path(__file__).parents[1] / "golden/sample_order.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,26 @@ def test_a_tiny_weight_still_gets_its_turn():
     order = SampleOrder((5, 5), (1e6, 1e-6), seed=0)
     numbers = [order.at(position)[1] for position in range(PATTERN)]
     assert sum(number >= 5 for number in numbers) == 1
+
+
+def test_the_order_is_the_recorded_one():
+    """A run that goes on after an update of grain or NumPy sees the samples that it would have.
+
+    One source is shuffled in memory (by NumPy), one beyond it (by grain), and the positions lie in
+    several epochs of both. After a change that is meant:
+    UPDATE_GOLDEN=1 launch/test.sh tests/data/test_order.py
+    """
+    order = SampleOrder((40, SMALL + 904), (0.7, 0.3), seed=17)
+    far = 40 * PATTERN
+    lines = [
+        f"{position} {epoch} {number}\n"
+        for position in (*range(64), *range(far, far + 64))
+        for epoch, number in [order.at(position)]
+    ]
+    text = "position epoch number\n" + "".join(lines)
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
 
 
 def test_a_large_source_is_permuted_too():

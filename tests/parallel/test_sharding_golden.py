@@ -18,7 +18,7 @@ from tclip.run.experiment import Experiment, TeacherConfig
 from tclip.run.optim import OptimConfig, make_optimizer
 from tclip.run.state import create_state
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 MESHES = {
     "data": MeshConfig(data=8),
     "fsdp": MeshConfig(fsdp=8),

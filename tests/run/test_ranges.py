@@ -165,7 +165,7 @@ def test_ranges_hold_without_a_config_too():
     ):
         with pytest.raises(ValueError, match=key):
             config(**options)
-    with pytest.raises(ValueError, match="x.clip=0"):
+    with pytest.raises(ValueError, match=r"x\.clip=0"):
         check_ranges(
             dataclasses.make_dataclass("C", [("clip", typing.Annotated[float, Range(1)])])(0.0), "x"
         )

@@ -163,21 +163,19 @@ def test_where_there_is_no_terminal_every_row_is_a_line(tmp_path, caplog, monkey
     assert evaluation == "step 4/4: evaluation: top1 0.25"
 
 
-def test_every_step_is_shown_to_the_check_when_the_next_was_taken(tmp_path):
-    seen = []
-
-    def check(step, metrics):
-        seen.append((step, metrics))
-        if step == 2:
-            raise FloatingPointError("enough")
-
-    with MetricWriter(tmp_path, 0, 9, Workload(batch_size=8), 5, time.time(), check) as writer:
+def test_every_step_is_handed_out_once_when_the_next_was_taken(tmp_path):
+    with metric_writer(tmp_path, 0, 9, log_every=5) as writer:
         take(writer, 1, scalars(1.0))
-        assert seen == []
+        assert writer.take_ended() == []
         take(writer, 2, scalars(2.0))
-        assert seen == [(1, {"loss": 1.0, "grad_norm": 1.0, "skipped": 3})]
-        with pytest.raises(FloatingPointError, match="enough"):
-            take(writer, 3, scalars(1.0))
+        assert writer.take_ended() == [(1, {"loss": 1.0, "grad_norm": 1.0, "skipped": 3})]
+        take(writer, 3, scalars(3.0))
+        writer.flush()
+        assert [(step, metrics["loss"]) for step, metrics in writer.take_ended()] == [
+            (2, 2.0),
+            (3, 3.0),
+        ]
+        assert writer.take_ended() == []
 
 
 def test_what_is_not_finite_is_missing_from_its_row(tmp_path):

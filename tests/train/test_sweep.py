@@ -76,7 +76,7 @@ def test_names_are_safe_and_differ_where_points_do():
         ({"optim": {"lr": 1.0}}, r"sweep point 1: 'optim' is a group"),
         ({"optim.lr": "fast"}, r"sweep point 1: config\.optim\.lr: expected float"),
         ({"train.steps": 1.5}, r"sweep point 1: config\.train\.steps: expected int"),
-        ({"quant.estimator": "best"}, "sweep point 1: unknown estimator"),
+        ({"quant.estimator": "best"}, "sweep point 1: config.quant: unknown estimator"),
         ({}, "sweep point 1: the same overrides"),
     ],
 )
