@@ -1,8 +1,24 @@
 """What a newcomer types: help, mistakes, and the demo."""
 
-import pytest
+import fnmatch
+import glob
+import importlib.metadata
+import importlib.util
+import re
+import socket
+import subprocess
+import sys
 
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from tclip.cli import app
 from tclip.cli.main import COMMANDS
+from tclip.data.source import SourceConfig
+from tclip.data.tfds_source import open_tfds
+from tclip.packed import load_packed
+from tclip.quant import TernaryTensor
 from tclip.run.recipe import recipe_names
 from tests.helpers import tiny
 from tests.helpers.forked_commands import run_forked
@@ -16,17 +32,17 @@ def one_line(result) -> str:
     return message
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "bench"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example_and_the_flags(command, tmp_path):
     ((code, text, errors),) = run_forked(command, ["--help"], cwd=tmp_path)
     assert (code, errors) == (0, "")
-    assert f"tclip {command}" in text or f"launch.{command}" in text
+    assert re.search(rf"^tclip {command}\b", text, re.MULTILINE)
     assert "flags:" in text
 
 
 def test_mistakes_in_a_recipe_are_one_line_that_names_the_remedy(tmp_path):
     flags = ["--workdir=run", "--config.train_data.data_dir=empty"]
-    absent, role, key, group, estimator, teacher, bare, download = run_forked(
+    absent, role, key, group, estimator, teacher, bare, number = run_forked(
         "train",
         ["--config=nope.py", *flags],
         ["--config=cifar10:studnt", *flags],
@@ -47,8 +63,17 @@ def test_mistakes_in_a_recipe_are_one_line_that_names_the_remedy(tmp_path):
     assert "optimal" in message
     assert "none" in one_line(teacher)
     assert "--config" in one_line(bare)
-    assert "config.optim.b1" in one_line(download)
+    assert "config.optim.b1" in one_line(number)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_command_is_one_line_that_names_a_near_one():
+    done = subprocess.run(
+        [sys.executable, "-c", "from tclip.cli.main import main; main()", "clasify"],
+        capture_output=True,
+        text=True,
+    )
+    assert "classify" in one_line((done.returncode, done.stdout, done.stderr))
 
 
 def test_mistakes_in_flags_and_paths_are_one_line(tmp_path):
@@ -64,18 +89,68 @@ def test_mistakes_in_flags_and_paths_are_one_line(tmp_path):
     assert "tclip classify" in one_line(label)
 
 
-def test_export_names_the_estimators_that_there_are(tmp_path):
-    (message,) = run_forked("export", ["--workdir=x", "--out=y", "--estimator=z"], cwd=tmp_path)
-    assert "optimal" in one_line(message)
+def no_host(*_):
+    raise socket.gaierror("name or service not known")
+
+
+def test_data_that_would_have_to_be_downloaded_are_one_line(tmp_path, monkeypatch):
+    # A proxy that nobody listens to would be asked; without one the host's name is not found.
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("no_proxy", "localhost")
+    monkeypatch.setattr(socket, "getaddrinfo", no_host)
+    with pytest.raises(FileNotFoundError, match=r"'mnist'.*tfds build mnist") as raised:
+        open_tfds(SourceConfig("tfds:mnist", data_dir=str(tmp_path)), "mnist")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def squared_error(params: dict, packed: dict) -> dict[str, float]:
+    """Of every ternary weight, by its path."""
+    params, packed = (flatten_dict(tree, sep="/") for tree in (params, packed))
+    return {
+        path: float(np.square(np.asarray(params[path]) - np.asarray(leaf.dequantize())).sum())
+        for path, leaf in packed.items()
+        if isinstance(leaf, TernaryTensor)
+    }
+
+
+def test_export_names_the_estimators_and_the_flags_that_are_missing(tmp_path):
+    unknown, several = run_forked(
+        "export", ["--workdir=x", "--out=y", "--estimator=z"], [], cwd=tmp_path
+    )
+    assert "optimal" in one_line(unknown)
+    assert all(flag in one_line(several) for flag in ("--workdir", "--out"))
+
+
+@pytest.mark.slow
+def test_export_takes_the_estimator_of_least_error_and_says_so(tmp_path):
+    tiny.write_workdir(tmp_path / "float")
+    flags = ["--workdir=float", "--policy=blocks"]
+    default, twn = run_forked(
+        "export",
+        [*flags, "--out=default"],
+        [*flags, "--out=twn", "--estimator=twn"],
+        cwd=tmp_path,
+    )
+    assert (default[0], twn[0]) == (0, 0), (default, twn)
+    assert "--estimator=optimal" in default[1]
+    assert "--estimator" not in twn[1]
+    weights = {name: load_packed(tmp_path / name)[1] for name in ("default", "twn")}
+    error = {name: squared_error(tiny.params(), packed) for name, packed in weights.items()}
+    assert all(error["default"][path] < error["twn"][path] for path in error["twn"])
 
 
 def test_a_picture_is_classified_by_the_demo_model(tmp_path):
     (tmp_path / "red.png").write_bytes(tiny.png(tiny.square("red")))
-    answer, missing = run_forked("classify", ["red.png"], ["absent.png"], cwd=tmp_path)
+    # Where there is no chip, the choice of the CPU is none that a plugin warns of.
+    answer, missing = run_forked(
+        "classify", ["red.png"], ["absent.png"], cwd=tmp_path, platforms=None
+    )
     code, text, note = answer
     assert code == 0, note
     assert "airplane" in text
-    assert "demo model" in note
+    assert "demo model" in one_line((1, text, note))
     code, _, message = missing
     assert code == 1
     assert "absent.png" in message
@@ -86,3 +161,28 @@ def test_the_demo_shows_its_pictures_and_what_to_do_next(tmp_path):
     assert code == 0, errors
     assert all(f"{name}.jpg" in text for name in ("airplane", "ship", "truck"))
     assert "tclip classify" in text
+
+
+@pytest.mark.parametrize(
+    ("plugins", "libtpu", "devices", "variables", "expected"),
+    [
+        ((), False, (), {}, False),
+        (("cuda",), False, (), {}, True),
+        ((), True, (), {}, False),
+        ((), True, ("/dev/accel0",), {}, True),
+        ((), True, ("/dev/vfio/0",), {}, True),
+        # The container of every VFIO driver, whatever the device.
+        ((), True, ("/dev/vfio/vfio",), {}, False),
+        ((), True, (), {"TPU_WORKER_ID": "0"}, True),
+    ],
+)
+def test_the_cpu_is_chosen_where_there_is_no_chip(
+    plugins, libtpu, devices, variables, expected, monkeypatch
+):
+    monkeypatch.delenv("TPU_WORKER_ID", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: libtpu or None)
+    monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(devices, pattern))
+    assert app.has_accelerator() == expected

@@ -18,11 +18,17 @@ from tclip.cli.main import COMMANDS, run_command
 ROOT = Path(__file__).parents[2]
 
 
-def run_forked(name: str, *argument_lists: list[str], cwd: Path) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of the command for each list of arguments."""
+def run_forked(
+    name: str, *argument_lists: list[str], cwd: Path, platforms: str | None = "cpu"
+) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of the command for each list of arguments.
+
+    `platforms` is JAX_PLATFORMS; None leaves the choice to the command.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platforms or ""}
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.forked_commands", name, json.dumps(argument_lists)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env=environment,
         cwd=cwd,
         capture_output=True,
         text=True,

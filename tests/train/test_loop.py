@@ -74,6 +74,16 @@ def test_float_training_leaves_a_readable_workdir(teacher):
     assert load(teacher).encode_text(["a red circle"]).shape == (1, 32)
 
 
+@pytest.mark.slow
+def test_a_best_metric_that_the_evaluation_lacks_is_refused_at_the_first_one(data_dir, tmp_path):
+    evaluation = {"data": {"source": "shapes:tiny", "data_dir": data_dir}}
+    schedule = {"best_metric": "nonsense", "eval_every": 1, "checkpoint_every": 1}
+    experiment = make_experiment(data_dir, eval=evaluation, train=schedule)
+    with pytest.raises(ValueError, match=r"train\.best_metric='nonsense'.*zeroshot_top1"):
+        train(experiment, tmp_path)
+    assert (tmp_path / CHECKPOINTS / "1").is_dir()
+
+
 def test_every_row_of_training_says_how_fast_it_goes(teacher):
     for row in read_metrics(teacher):
         if "loss" in row:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tclip.cli.app import LOST
+from tclip.cli.app import INTERRUPTED, LOST
 from tclip.run.checkpoint import CHECKPOINTS
 from tclip.train.metric_writer import read_metrics
 from tclip.train.preemption import EXIT_CODE, Preempted, StopRequests
@@ -78,9 +78,13 @@ def config(tmp_path_factory) -> Path:
     return folder / "config.py"
 
 
-def start(config: Path, workdirs: list[Path], pause: float) -> list[subprocess.Popen]:
+def start(
+    config: Path, workdirs: list[Path], pause: float, number: int = 2
+) -> list[subprocess.Popen]:
     cache = str(config.parent / "xla")
-    return processes.start(PROGRAM, (str(config), list(map(str, workdirs)), cache, pause), 2, 1)
+    return processes.start(
+        PROGRAM, (str(config), list(map(str, workdirs)), cache, pause), number, 1
+    )
 
 
 def last_step(workdir: Path) -> int:
@@ -131,21 +135,48 @@ def test_a_run_of_two_processes_survives_what_happens_to_one(config, tmp_path):
     assert_same_bits(state_of(disturbed, STEPS), state_of(whole, STEPS))
 
 
-def test_sigterm_before_the_first_step_stops_at_once(config, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_before_the_first_step_stops_at_once(config, tmp_path, number):
     flags = [f"--config={config}", f"--workdir={tmp_path}"]
     running = processes.start(PREPARES, flags, 1, 1)
     assert running[0].stdout.readline() == "preparing\n"
-    running[0].send_signal(signal.SIGTERM)
+    running[0].send_signal(number)
     ((code, _, messages),) = processes.finish(running)
     assert code == EXIT_CODE
     assert messages.splitlines()[-1].startswith("stopped before the first step")
 
 
-def test_sigterm_after_a_step_is_an_answer():
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_ctrl_c_saves_the_step_that_it_comes_in_and_a_second_one_nothing(config, tmp_path, again):
+    running = start(config, [tmp_path], 1, number=1)
+    wait_for_step(running, tmp_path, 2)
+    running[0].send_signal(signal.SIGINT)
+    if again:
+        while "Ctrl-C again" not in (line := running[0].stderr.readline()):
+            assert line, "the command has ended"
+        running[0].send_signal(signal.SIGINT)
+    ((code, _, messages),) = processes.finish(running)
+    assert code == (INTERRUPTED if again else EXIT_CODE), messages
+    assert "Traceback" not in messages
+    assert saved_steps(tmp_path) == ([] if again else [last_step(tmp_path)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_after_a_step_is_an_answer(number):
     with StopRequests() as stop:
         assert not stop.is_last(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stop.is_last(2)
     # What catches every error of a part of the preparation does not catch this.
     with pytest.raises(Preempted), StopRequests(), contextlib.suppress(Exception):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+
+
+def test_a_second_ctrl_c_is_that_of_python():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopRequests() as stop:
+        assert not stop.is_last(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
