@@ -15,6 +15,7 @@ from tclip.data.tar_index import open_index
 from tclip.data.webdataset import WebDatasetSource
 from tclip.evals.clip_benchmark import find_datasets, measure, open_dataset
 from tclip.files import write_whole
+from tclip.folder_lock import folder_lock
 from tclip.inference import Model
 
 
@@ -56,10 +57,22 @@ def run_suite(
     error; it is tried again by the next run.
 
     Raises:
+      FolderInUseError: another suite writes to `out`.
       FileNotFoundError: there is no data set, or a model is missing.
       ValueError: a model cannot be read.
       OSError: a result cannot be written.
     """
+    with folder_lock(out):
+        yield from _measure_all(models, load, cfg, out, (batch_size, num_workers))
+
+
+def _measure_all(
+    models: Sequence[str],
+    load: Callable[[str], Model],
+    cfg: SourceConfig,
+    out: Path,
+    batching: tuple[int, int],
+) -> Iterator[Result]:
     folders = find_datasets(Path(cfg.source).expanduser())
     models = list(dict.fromkeys(models))
     for path in models[1:]:
@@ -80,7 +93,7 @@ def run_suite(
                 if kept := _kept(file, binding):
                     yield dataclasses.replace(kept, model=path)
                     continue
-                scores = measure(model, kind, source, batch_size, num_workers)
+                scores = measure(model, kind, source, *batching)
             except (ValueError, OSError) as error:
                 yield Result(path, name, error=str(error))
                 continue

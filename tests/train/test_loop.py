@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tclip.config import build
+from tclip.folder_lock import FolderInUseError, folder_lock
 from tclip.loading import load
 from tclip.models import CLIPConfig, init_params
 from tclip.parallel.sharding import batch_sharding, make_mesh
@@ -310,3 +311,22 @@ def test_a_teacher_without_a_layer_to_compare_with_is_refused(teacher, data_dir,
     )
     with pytest.raises(ValueError, match=r"loss\.text_hidden_layers: the teacher's text tower"):
         train(student, tmp_path)
+
+
+def test_a_second_run_in_a_workdir_is_refused_before_it_changes_anything(teacher, data_dir):
+    before = {path: path.read_bytes() for path in teacher.iterdir() if path.is_file()}
+    with folder_lock(teacher), pytest.raises(FolderInUseError, match=f"{teacher} is in use"):
+        train(make_experiment(data_dir, optim={"lr": 1e-5}), teacher)
+    assert {path: path.read_bytes() for path in teacher.iterdir() if path.is_file()} == before
+
+
+def test_a_run_owns_its_workdir_and_lets_it_go(data_dir, tmp_path, monkeypatch):
+    def set_up(experiment, workdir, is_resumed):
+        with pytest.raises(FolderInUseError), folder_lock(workdir):
+            pass
+        raise ValueError("owned")
+
+    monkeypatch.setattr(loop, "set_up_run", set_up)
+    with pytest.raises(ValueError, match="owned"):
+        train(make_experiment(data_dir), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
