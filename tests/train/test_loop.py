@@ -24,6 +24,7 @@ from tclip.train.fill_teacher_cache import cache_teacher
 from tclip.train.loop import train
 from tclip.train.metric_writer import CLOCK_METRICS, MetricWriter, read_metrics
 from tclip.train.setup import random_start, set_up_run, with_vocabulary
+from tclip.train.teacher import load_float
 from tests.helpers.runs import TOWER, run_config
 
 STEPS = 12
@@ -330,3 +331,25 @@ def test_a_run_owns_its_workdir_and_lets_it_go(data_dir, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="owned"):
         train(make_experiment(data_dir), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("init", ["auto", "teacher", "random"])
+def test_a_teacher_with_int8_activations_teaches(data_dir, tmp_path, init):
+    experiment = make_experiment(
+        data_dir,
+        quant={"policy": "ffn", "activations": "int8"},
+        train={"steps": 4, "eval_every": 4, "checkpoint_every": 4},
+    )
+    train(experiment, tmp_path / "teacher")
+    student = dataclasses.replace(
+        experiment,
+        init=init,
+        teacher=dataclasses.replace(experiment.teacher, path=str(tmp_path / "teacher")),
+        loss=dataclasses.replace(experiment.loss, embedding_weight=1.0),
+    )
+    assert train(student, tmp_path / "student")["step"] == 4
+    # It is the run's own model, up to the rounding of its activations.
+    texts = ["a red circle", "a blue star"]
+    teacher = load_float(str(tmp_path / "teacher"), experiment.model)
+    expected = load(tmp_path / "teacher", activations="native").encode_text(texts)
+    np.testing.assert_allclose(teacher.encode_text(texts), expected, rtol=1e-5, atol=1e-6)
