@@ -14,7 +14,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -52,9 +51,7 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)  # libraries are talkative
-        # Compiled programs are kept: what is resumed or repeated starts at once.
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", compilation_cache())
         if not jax.config.jax_platforms and not has_accelerator():
             # Without a chip the TPU plugin reports errors before it gives up.
             jax.config.update("jax_platforms", "cpu")
@@ -136,6 +133,30 @@ def log_progress() -> None:
     logger.setLevel(logging.INFO if alone else logging.WARNING)
     logger.addHandler(handler)
     logger.propagate = False
+
+
+def compilation_cache() -> str | None:
+    """The folder for compiled programs, by which what is resumed or repeated starts at once.
+
+    None, with a warning, where there is no such folder and none can be made.
+    """
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser("~/.cache/tclip/xla")
+    reason = "there is no home folder" if folder.startswith("~") else ""
+    if "://" in folder:
+        return folder  # jax reads and writes it by other means
+    if not reason:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            reason = "" if os.access(folder, os.W_OK) else f"{folder} is read-only"
+        except OSError as error:
+            reason = f"{folder}: {error.strerror}"
+    if not reason:
+        return folder
+    print(
+        f"compiled programs are not kept ({reason}): set JAX_COMPILATION_CACHE_DIR",
+        file=sys.stderr,
+    )
+    return None
 
 
 def keep_freed_memory() -> None:

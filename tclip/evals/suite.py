@@ -7,6 +7,7 @@ OUT/suite.md, .json, .csv   all of them side by side (tclip/evals/summary.py)
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _measure_all(
     out: Path,
     batching: tuple[int, int],
 ) -> Iterator[Result]:
-    folders = find_datasets(Path(cfg.source).expanduser())
+    folders = find_datasets(Path(os.path.expanduser(cfg.source)))
     models = list(dict.fromkeys(models))
     for path in models[1:]:
         load(path)  # better told now than after hours with the first

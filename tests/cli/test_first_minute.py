@@ -1,7 +1,10 @@
 """What a newcomer types: help, mistakes, and the demo."""
 
+import pwd
+
 import pytest
 
+from tclip.cli.app import compilation_cache
 from tclip.cli.main import COMMANDS
 from tclip.run.recipe import recipe_names
 from tests.helpers import tiny
@@ -86,3 +89,37 @@ def test_the_demo_shows_its_pictures_and_what_to_do_next(tmp_path):
     assert code == 0, errors
     assert all(f"{name}.jpg" in text for name in ("airplane", "ship", "truck"))
     assert "tclip classify" in text
+
+
+def test_without_a_home_a_command_runs_and_says_what_it_does_not_keep(tmp_path, monkeypatch):
+    for variable in ("HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def unknown(*_):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert compilation_cache() is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert compilation_cache() is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compilation_cache() == str(tmp_path / ".cache/tclip/xla")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
+    assert compilation_cache() == str(tmp_path / "kept")
+    assert (tmp_path / "kept").is_dir()
+
+
+def test_what_is_not_kept_is_said_in_one_line_each(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file"))
+    assert compilation_cache() is None
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(tmp_path / "file") in message
+    assert "JAX_COMPILATION_CACHE_DIR" in message
+
+
+def test_the_home_of_nobody_is_one_line(tmp_path):
+    (absent,) = run_forked("evaluate", ["--model=~nobody-of-this-name/x"], cwd=tmp_path)
+    assert "~nobody-of-this-name/x" in one_line(absent)
