@@ -66,7 +66,8 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       FolderInUseError: another program trains in `workdir`.
       ValueError: the experiment contradicts itself, its teacher or what is in `workdir`.
       FileNotFoundError: the data, the tokenizer or the teacher is missing.
-      FloatingPointError: loss or gradient were not finite train.max_bad_steps times in a row.
+      FloatingPointError: loss, gradient or update were not finite train.max_bad_steps times in a
+        row.
       CheckpointError: a checkpoint cannot be written, or none can be read.
       Preempted: SIGTERM came; what was trained is saved.
     """
@@ -146,6 +147,8 @@ def take_steps(
                     writer.flush()
                 for ended, values in writer.take_ended():
                     bad_steps.check(ended, values)
+                # Nor are older checkpoints lost while something is wrong.
+                saves = saves and (not bad_steps.in_a_row or stops or step == config.steps)
                 evaluation = None
                 if evaluates:
                     with writer.pause(), jax.transfer_guard("allow"):
@@ -158,7 +161,7 @@ def take_steps(
                     checkpoints.wait()
                     raise ValueError(
                         f"train.best_metric={config.best_metric!r} is none of what the evaluation "
-                        f"gives: {', '.join(evaluation)}; step {step} is saved"
+                        f"gives: {', '.join(evaluation)}; what was trained is saved"
                     )
                 if stops:
                     checkpoints.wait()
