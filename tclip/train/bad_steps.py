@@ -1,4 +1,4 @@
-"""Steps without a finite loss, gradient or update: each is skipped; too many in a row end the run."""
+"""Steps without a finite loss, gradient or update: they are skipped; many in a row end the run."""
 
 import json
 import logging
