@@ -22,7 +22,7 @@ def model_kind(path: str | os.PathLike[str]) -> Kind | None:
     both Hugging Face and open_clip counts as the former if it has its weights. A path that is no
     folder may still be the id of a model on the Hugging Face hub, see `tclip.interop.resolve`.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     has_config = (folder / CONFIG).is_file()
     if has_config:
         try:

@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1] / "tclip"
 # The rooms, lowest first. A module imports from its own room and from those before it.
 ROOMS = (
     "files",
+    "folder_lock",
     "config",
     "tables",
     "model_kind",

@@ -14,7 +14,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -29,7 +28,6 @@ from tclip.run.recipe import checked_recipe
 # it for a failure of the machine, after which they start a job again.
 LOST = 128 + signal.SIGABRT
 INTERRUPTED = 128 + signal.SIGINT
-USAGE = 2
 
 
 def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
@@ -52,9 +50,7 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)  # libraries are talkative
-        # Compiled programs are kept: what is resumed or repeated starts at once.
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path.home() / ".cache/tclip/xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", compilation_cache())
         platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         if not platforms and not has_accelerator():
             # Without a chip the TPU plugin reports errors before it gives up.
@@ -140,6 +136,30 @@ def log_progress() -> None:
     logger.propagate = False
 
 
+def compilation_cache() -> str | None:
+    """The folder for compiled programs, by which what is resumed or repeated starts at once.
+
+    None, with a warning, where there is no such folder and none can be made.
+    """
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser("~/.cache/tclip/xla")
+    reason = "there is no home folder" if folder.startswith("~") else ""
+    if "://" in folder:
+        return folder  # jax reads and writes it by other means
+    if not reason:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            reason = "" if os.access(folder, os.W_OK) else f"{folder} is read-only"
+        except OSError as error:
+            reason = f"{folder}: {error.strerror}"
+    if not reason:
+        return folder
+    print(
+        f"compiled programs are not kept ({reason}): set JAX_COMPILATION_CACHE_DIR",
+        file=sys.stderr,
+    )
+    return None
+
+
 def keep_freed_memory() -> None:
     """Has the process keep memory that it frees; call before jax starts its threads.
 
@@ -184,10 +204,8 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     except flags.Error as error:
         missing = re.findall(r"Flag (--\w+) must have a value other than None", str(error))
         message = f"give {' and '.join(missing)}" if missing else str(error)
-        code = USAGE
     except (AttributeError, KeyError, ValueError, OSError) as error:
         # From a config that has no such key; the message is that of a KeyError, in quotes.
         message = str(error).replace("\\n", ". ").replace("\\'", "").strip("'\"")
-        code = 1
     print(f"{argv[0]}: error: {message}; see tclip {argv[0]} --help", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(1)

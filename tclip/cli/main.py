@@ -35,7 +35,7 @@ def main() -> None:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
         hint = f"did you mean {near[0]}? See" if near else "see"
         print(f"tclip: error: no command {first!r}; {hint} tclip --help", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1)
 
 
 def usage() -> str:

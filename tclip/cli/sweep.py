@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
+from tclip.folder_lock import folder_lock
 from tclip.run.recipe import load_recipe
 from tclip.train.sweep import execute, plan, write_results
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         print(shlex.join(point.command), flush=True)
     if not _EXECUTE.value:
         return 0
-    workdir.mkdir(parents=True, exist_ok=True)
-    outcomes = execute(runs, queued=bool(launcher))
-    print(write_results(runs, outcomes, workdir))
+    with folder_lock(workdir):
+        outcomes = execute(runs, queued=bool(launcher))
+        print(write_results(runs, outcomes, workdir))
     return int("failed" in outcomes)

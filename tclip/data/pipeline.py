@@ -26,6 +26,8 @@ ENDLESS = 2**60
 # Threads without workers: image decoding and resizing release the interpreter lock.
 THREADS = 2
 
+WORKER_DIED = "Worker process was terminated unexpectedly"
+
 Example = dict[str, np.ndarray | np.generic]
 
 
@@ -296,10 +298,38 @@ def batches(examples: Examples, batch_size: int, num_workers: int) -> grain.Iter
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     # Workers take whole batches in turn, so the order does not depend on their number.
-    return dataset.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(
+    read = dataset.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(
         grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2),
         worker_init_fn=_ignore_sigterm,
     )
+    return _FromWorkers(read)
+
+
+class _FromWorkers(grain.IterDataset):
+    """What worker processes read; the end of one of them is an error that says what to do."""
+
+    def __iter__(self) -> "_IteratorFromWorkers":
+        return _IteratorFromWorkers(iter(self._parent))
+
+
+class _IteratorFromWorkers(grain.DatasetIterator):
+    def __next__(self) -> Example:
+        try:
+            return next(self._parent)
+        except RuntimeError as error:
+            # Grain has no class of its own for it.
+            if WORKER_DIED not in str(error):
+                raise
+            raise ChildProcessError(
+                "a process that reads data was killed, often for want of memory: start again, with "
+                f"fewer workers (train.num_workers, eval.num_workers or --num_workers): {error}"
+            ) from error
+
+    def get_state(self) -> dict:
+        return self._parent.get_state()
+
+    def set_state(self, state: dict) -> None:
+        self._parent.set_state(state)
 
 
 def _ignore_sigterm(worker: int, workers: int) -> None:

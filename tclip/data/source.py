@@ -99,6 +99,18 @@ class SourceConfig:
 
 
 def data_dir(cfg: SourceConfig) -> Path:
-    """The folder for prepared data and indices (see SourceConfig.data_dir)."""
+    """The folder for prepared data and indices (see SourceConfig.data_dir); made if missing.
+
+    Raises:
+      OSError: it cannot be made.
+    """
     chosen = cfg.data_dir or os.environ.get("TCLIP_DATA_DIR") or "~/.cache/tclip"
-    return Path(chosen).expanduser().absolute()
+    folder = os.path.expanduser(chosen)
+    remedy = "set data_dir or $TCLIP_DATA_DIR to a folder for prepared data and indices"
+    if folder.startswith("~"):
+        raise FileNotFoundError(f"there is no home folder for {chosen}: {remedy}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{folder} cannot be made ({error.strerror}): {remedy}") from None
+    return Path(folder).absolute()

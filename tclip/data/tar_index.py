@@ -159,15 +159,18 @@ def _index_in_parallel(missing: list[tuple[str, Path]]) -> None:
         return
     # Spawned: threads would wait for the interpreter lock, and a fork copies those of JAX. SIGTERM
     # may be sent to all processes of a job; what it ends is the main one's business.
-    with concurrent.futures.ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGTERM, signal.SIG_IGN),
-    ) as pool:
-        done = pool.map(_index_missing, *zip(*missing, strict=True))
-        for _ in tqdm(done, "indexing new shards", len(missing), disable=None):
-            pass
+    try:
+        with concurrent.futures.ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGTERM, signal.SIG_IGN),
+        ) as pool:
+            done = pool.map(_index_missing, *zip(*missing, strict=True))
+            for _ in tqdm(done, "indexing new shards", len(missing), disable=None):
+                pass
+    except concurrent.futures.process.BrokenProcessPool:
+        log.warning("a process that indexes shards was killed; what it left is indexed here")
 
 
 def _index_missing(shard: str, path: Path) -> None:

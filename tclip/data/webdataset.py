@@ -107,7 +107,7 @@ def open_webdataset(cfg: SourceConfig, where: str) -> WebDatasetSource:
     """
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
-    folder = Path(where).expanduser()
+    folder = Path(os.path.expanduser(where))
     if folder.is_dir():
         shards = _benchmark_shards(folder, cfg.split)
         if (folder / "classnames.txt").exists():

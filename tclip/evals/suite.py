@@ -7,6 +7,7 @@ OUT/suite.md, .json, .csv   all of them side by side (tclip/evals/summary.py)
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tclip.data.tar_index import open_index
 from tclip.data.webdataset import WebDatasetSource
 from tclip.evals.clip_benchmark import find_datasets, measure, open_dataset
 from tclip.files import write_whole
+from tclip.folder_lock import folder_lock
 from tclip.prompts import Encoder
 
 
@@ -56,11 +58,23 @@ def run_suite(
     error; it is tried again by the next run.
 
     Raises:
+      FolderInUseError: another suite writes to `out`.
       FileNotFoundError: there is no data set, or a model is missing.
       ValueError: a model cannot be read.
       OSError: a result cannot be written.
     """
-    folders = find_datasets(Path(cfg.source).expanduser())
+    with folder_lock(out):
+        yield from _measure_all(models, load, cfg, out, (batch_size, num_workers))
+
+
+def _measure_all(
+    models: Sequence[str],
+    load: Callable[[str], Encoder],
+    cfg: SourceConfig,
+    out: Path,
+    batching: tuple[int, int],
+) -> Iterator[Result]:
+    folders = find_datasets(Path(os.path.expanduser(cfg.source)))
     models = list(dict.fromkeys(models))
     for path in models[1:]:
         load(path)  # better told now than after hours with the first
@@ -80,7 +94,7 @@ def run_suite(
                 if kept := _kept(file, binding):
                     yield dataclasses.replace(kept, model=path)
                     continue
-                scores = measure(model, kind, source, batch_size, num_workers)
+                scores = measure(model, kind, source, *batching)
             except (ValueError, OSError) as error:
                 yield Result(path, name, error=str(error))
                 continue

@@ -19,7 +19,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
       FileNotFoundError: the folder is absent, or the hub model is neither cached nor to be had.
     """
     name = str(name_or_path)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         return folder
     repo_id, _, revision = name.partition("@")

@@ -6,6 +6,7 @@ waits.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jax._src import distributed
 from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
+
+from tclip.folder_lock import FolderInUseError, folder_lock
 
 # A process that is silent for so long is lost, and the others end.
 HEARTBEAT_SECONDS = 60
@@ -96,6 +99,26 @@ def main_says(value: bool | int) -> int:
     What the others see of the file system may be out of date.
     """
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+@contextlib.contextmanager
+def folder_of_all(folder: str | Path) -> Iterator[None]:
+    """Has all processes of this program own `folder` within the block, as one owner.
+
+    Raises:
+      FolderInUseError: another program owns it.
+      OSError: process 0 cannot write to it.
+    """
+    with contextlib.ExitStack() as lock:
+        failure = None
+        if is_main():
+            try:
+                lock.enter_context(folder_lock(folder))
+            except OSError as error:
+                failure = error
+        if not main_says(failure is None):
+            raise failure or FolderInUseError(f"{folder}: process 0 could not take it")
+        yield
 
 
 def largest(value: int) -> int:

@@ -92,8 +92,9 @@ class TrainConfig:
       keep_last: newest checkpoints that are kept, beside the best.
       best_metric: metric of the evaluation whose largest value marks the best checkpoint.
       num_workers: worker processes of the input pipeline; 0 reads in the main process.
-      max_bad_steps: steps in a row without a finite loss and gradient, each of which changes
-        nothing, that end the run.
+      max_bad_steps: steps in a row without a finite loss, gradient and update, each of which
+        changes nothing, that end the run. During such a row nothing is saved but on a request to
+        stop and after the last step.
     """
 
     steps: Annotated[int, COUNT] = 1000

@@ -32,8 +32,8 @@ class TrainState:
       opt_state: state of the optax transformation over `trainable`.
       ema: moving average of {"params", "quant"}, or None.
       skipped: int32 scalar, bad samples skipped by the input pipeline so far.
-      bad_steps: int32 scalar, steps so far that changed nothing because loss or gradient were not
-        finite.
+      bad_steps: int32 scalar, steps so far that changed nothing because loss, gradient or update
+        were not finite.
     """
 
     step: jax.Array

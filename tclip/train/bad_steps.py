@@ -1,4 +1,4 @@
-"""Steps without a finite loss or gradient: each is skipped, and too many in a row end the run."""
+"""Steps without a finite loss, gradient or update: they are skipped; many in a row end the run."""
 
 import json
 import logging
@@ -12,13 +12,21 @@ from tclip.parallel.processes import is_main, wait_for_all
 BAD_BATCHES = "bad_batches.json"
 # Samples of a bad batch that are named: their names are read one after the other.
 NAMED = 256
+# What is finite in a good step, in the order in which a step computes it, with the remedies where
+# it is the first that is not. The norms are global.
+FINITE = {
+    "loss": "lower optim.lr, or see the samples",
+    "grad_norm": "lower optim.lr, or see the samples",
+    "update_norm": "the gradient was finite, the optimiser is to blame: lower optim.lr, or raise "
+    "optim.eps",
+}
 
 logger = logging.getLogger(__name__)
 
 
 def is_bad(metrics: Mapping[str, float]) -> bool:
     """Whether the step with these metrics was skipped."""
-    return not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
+    return bool(_not_finite(metrics))
 
 
 class BadSteps:
@@ -34,15 +42,24 @@ class BadSteps:
         """
         self._limit, self._path, self._keys_of = limit, workdir / BAD_BATCHES, keys_of
         self._steps: list[int] = []
+        self._causes: dict[str, str] = {}
+
+    @property
+    def in_a_row(self) -> int:
+        """How many of the newest steps were bad."""
+        return len(self._steps)
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises FloatingPointError, naming steps and samples, at the last one that is bearable."""
-        if not is_bad(metrics):
+        bad = _not_finite(metrics)
+        if not bad:
             self._steps.clear()
+            self._causes.clear()
             return
-        loss, norm = metrics["loss"], metrics["grad_norm"]
-        logger.warning("step %d is skipped: loss %s, gradient norm %s", step, loss, norm)
+        values = ", ".join(f"{name} {metrics[name]}" for name in FINITE)
+        logger.warning("step %d is skipped: %s", step, values)
         self._steps.append(step)
+        self._causes[bad[0]] = FINITE[bad[0]]
         if len(self._steps) < self._limit:
             return
         examples = ""
@@ -53,8 +70,12 @@ class BadSteps:
         # Who ends first ends the others.
         wait_for_all("bad batches")
         raise FloatingPointError(
-            f"loss or gradient were not finite at steps {', '.join(map(str, self._steps))} "
+            f"{' and '.join(self._causes)} not finite at steps {', '.join(map(str, self._steps))} "
             f"(train.max_bad_steps={self._limit}); their samples, at most {NAMED} of each, are in "
-            f"{self._path}{examples}; the checkpoints before are kept: lower optim.lr or "
-            "optim.grad_clip, or see the samples"
+            f"{self._path}{examples}; the checkpoints before are kept: "
+            f"{'; '.join(dict.fromkeys(self._causes.values()))}"
         )
+
+
+def _not_finite(metrics: Mapping[str, float]) -> list[str]:
+    return [name for name in FINITE if not math.isfinite(metrics[name])]

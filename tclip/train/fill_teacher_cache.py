@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tclip.data import Mixture, View, open_mixture
 from tclip.data.pipeline import Example, batches, draw
 from tclip.inference import Model
-from tclip.parallel.processes import main_first, wait_for_all
+from tclip.parallel.processes import folder_of_all, main_first, wait_for_all
 from tclip.parallel.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 from tclip.processing import BadSample
 from tclip.run.experiment import Experiment
@@ -58,18 +58,24 @@ def cache_teacher(
       "embeddings" stored and samples "skipped" as unusable, by this process in this run.
 
     Raises:
+      FolderInUseError: another program fills `out`.
       ValueError: no teacher, or `out` holds a cache of something else.
       FileNotFoundError: the data or the teacher is missing.
     """
     if augmentations < 1:
         raise ValueError(f"augmentations={augmentations}: must be at least 1")
+    out = Path(out).absolute()
+    with folder_of_all(out):
+        return _fill(experiment, out, augmentations, shard_size)
+
+
+def _fill(experiment: Experiment, out: Path, augmentations: int, shard_size: int) -> dict[str, int]:
     teacher = load_teacher(experiment)
     if teacher is None:
         raise ValueError("nothing to cache: set teacher.path")
     with main_first("training data"):
         data = open_mixture(experiment.train_data)
     header = cache_header(experiment, teacher, data, augmentations, shard_size)
-    out = Path(out).absolute()
     with main_first("cache"):
         out.mkdir(parents=True, exist_ok=True)
         if (out / HEADER).exists():

@@ -63,14 +63,16 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
       What result.json holds: the last row of training metrics and of evaluation ("eval/...").
 
     Raises:
+      FolderInUseError: another program trains in `workdir`.
       ValueError: the experiment contradicts itself, its teacher or what is in `workdir`.
       FileNotFoundError: the data, the tokenizer or the teacher is missing.
-      FloatingPointError: loss or gradient were not finite train.max_bad_steps times in a row.
+      FloatingPointError: loss, gradient or update were not finite train.max_bad_steps times in a
+        row.
       CheckpointError: a checkpoint cannot be written, or none can be read.
       Preempted: SIGTERM came; what was trained is saved.
     """
     workdir, started = Path(workdir), time.time()
-    with StopRequests() as stop:
+    with StopRequests() as stop, processes.folder_of_all(workdir):
         is_resumed = bool(main_says(has_checkpoint(workdir)))
         if is_resumed:
             saved = read_experiment(workdir)
@@ -83,9 +85,9 @@ def train(experiment: Experiment, workdir: str | Path) -> dict[str, Any]:
         check_batch(experiment.train.batch_size, experiment.optim.accumulate, mesh)
         check_negatives(experiment.loss, experiment.train.batch_size, mesh)
         take_steps(set_up_run(experiment, workdir, is_resumed), workdir, mesh, started, stop)
-    if processes.is_main():
-        write_result(workdir)
-    processes.wait_for_all("result")
+        if processes.is_main():
+            write_result(workdir)
+        processes.wait_for_all("result")
     return json.loads((workdir / RESULT_FILE).read_text())
 
 
@@ -145,6 +147,8 @@ def take_steps(
                     writer.flush()
                 for ended, values in writer.take_ended():
                     bad_steps.check(ended, values)
+                # Nor are older checkpoints lost while something is wrong.
+                saves = saves and (not bad_steps.in_a_row or stops or step == config.steps)
                 evaluation = None
                 if evaluate is not None and evaluates:
                     with writer.pause(), jax.transfer_guard("allow"):
@@ -157,7 +161,7 @@ def take_steps(
                     checkpoints.wait()
                     raise ValueError(
                         f"train.best_metric={config.best_metric!r} is none of what the evaluation "
-                        f"gives: {', '.join(evaluation)}; step {step} is saved"
+                        f"gives: {', '.join(evaluation)}; what was trained is saved"
                     )
                 if stops:
                     checkpoints.wait()

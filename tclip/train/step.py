@@ -22,6 +22,7 @@ from tclip.parallel.sharding import batch_sharding
 from tclip.quant import ternary_paths
 from tclip.run.experiment import Experiment
 from tclip.run.state import Params, TrainState
+from tclip.train.bad_steps import FINITE
 from tclip.train.gradients import Batch, Metrics, StudentAndTeacher, loss_gradients
 
 NO_LAYERS: dict[str, tuple[int, ...]] = {"image": (), "text": ()}
@@ -98,7 +99,8 @@ def make_train_step(
     With optim.accumulate = A > 1 the batch is run in A micro-batches, one after another; the result
     is the same.
 
-    Where loss or gradient are not finite, weights, moving average and optimiser stay as they were.
+    Where loss, gradient or update are not finite, weights, moving average and optimiser stay as
+    they were.
 
     The batch is that of `tclip.data.train_batches`; the metrics are float32 scalars, "skipped"
     and "bad_steps" count from the beginning of training.
@@ -150,8 +152,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = cast(dict[str, Any], optax.apply_updates(state.trainable, updates))
         trainable = trainable | {"params": bound_logit_scale(trainable["params"])}
-        grad_norm = optax.tree.norm(grads)
-        is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        is_good = jnp.isfinite(jnp.stack([metrics[name] for name in FINITE])).all()
 
         def if_good(new: Any, old: Any) -> Any:
             return jax.tree.map(lambda x, y: jnp.where(is_good, x, y), new, old)
@@ -165,7 +167,6 @@ def make_train_step(
             bad_steps=state.bad_steps + ~is_good,
         )
         return new_state, metrics | {
-            "grad_norm": grad_norm,
             # The optimiser counts its updates.
             "learning_rate": schedule(state.step - state.bad_steps),
             "skipped": new_state.skipped,

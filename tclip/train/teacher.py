@@ -35,13 +35,16 @@ def load_teacher(experiment: Experiment) -> Model | None:
 def load_float(path: str, config: CLIPConfig) -> Model:
     """Loads a float model into host memory, to be computed as `config` says (dtype, scan, remat).
 
+    Ternary weights of a run are floats of three values a group. They multiply activations that are
+    not rounded, also those of a run with int8 activations.
+
     Raises:
       ValueError: it is packed, or cannot be read.
       FileNotFoundError: it is not there.
     """
     if model_kind(path) == "packed":
         raise ValueError(f"{path} is a packed model; give the workdir it was exported from")
-    model = load(path)
+    model = load(path, activations="native")
     config = computed_as(model.config, config)
     params = jax.device_get(with_layout(model.params, config))
     return dataclasses.replace(model, config=config, params=params)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -110,6 +111,20 @@ def test_one_worker_process_gives_the_same_data_as_threads(tiny_shapes, tokenize
     )
     for ours, theirs in zip(threads, worker, strict=True):
         assert_equal(ours, theirs)
+
+
+def test_a_worker_that_is_killed_is_an_error_that_names_the_setting():
+    before = set(multiprocessing.active_children())
+    batches = iter(eval_batches(Numbers(400), CFG, 2, num_workers=1))
+    try:
+        next(batches)
+        (worker,) = set(multiprocessing.active_children()) - before
+        worker.kill()
+        with pytest.raises(ChildProcessError, match=r"train\.num_workers.* -9"):
+            for _ in range(200):
+                next(batches)
+    finally:
+        close(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -139,6 +139,21 @@ def test_processes_index_as_one_does(shards, tmp_path, monkeypatch):
     assert same == report
 
 
+def die(shard, path):
+    os._exit(9)
+
+
+def test_what_a_killed_process_left_is_indexed_here(shards, tmp_path, monkeypatch, caplog):
+    one, report = index_shards(shards, tmp_path / "one")
+    monkeypatch.setattr(tar_index, "PARALLEL_SHARDS", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(tar_index, "_index_missing", die)
+    path, same = index_shards(shards, tmp_path / "many")
+    assert path.read_bytes() == one.read_bytes()
+    assert same == report
+    assert "was killed" in caplog.text
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK nonsense", None])
 def test_damaged_indices_are_made_again(shards, tmp_path, damage, indexed):
     path, report = index_shards(shards, tmp_path / "index")

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import pickle
+import pwd
 import tarfile
 from pathlib import Path
 
@@ -282,3 +283,22 @@ def test_braces_expand_like_a_shell(tmp_path):
         (tmp_path / name).touch()
     names = [Path(p).name for p in expand(f"{tmp_path}/{{a,b}}{{08..10}}")]
     assert names == ["a08", "a09", "a10", "b08", "b09", "b10"]
+
+
+@pytest.mark.parametrize("home", [None, "file"])
+def test_without_a_folder_for_indices_the_setting_is_named(tmp_path, monkeypatch, home):
+    monkeypatch.delenv("TCLIP_DATA_DIR", raising=False)
+    (tmp_path / "file").write_text("")
+
+    def unknown(*_):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+    else:
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+    write_tar(tmp_path / "0.tar", pairs(range(3)))
+    with pytest.raises(OSError, match="TCLIP_DATA_DIR"):
+        open_source(SourceConfig(f"wds:{tmp_path}/0.tar"))
+    assert len(open_source(SourceConfig(f"wds:{tmp_path}/0.tar", data_dir=str(tmp_path)))) == 3

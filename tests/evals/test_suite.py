@@ -13,6 +13,7 @@ from tclip.evals import evaluate, suite
 from tclip.evals.clip_benchmark import DATASETS, GROUPS, find_datasets, measure, open_dataset
 from tclip.evals.suite import Result, model_fingerprint, run_suite
 from tclip.evals.summary import averages, result_line, write_summary
+from tclip.folder_lock import FolderInUseError, folder_lock
 from tests.helpers import benchmark_folders as folders
 from tests.helpers import tiny
 
@@ -280,3 +281,11 @@ def test_the_published_cifar10_scores_as_the_training_evaluation_does(tmp_path):
     for name, other in names.items():
         assert suite_scores[name] == scores[f"zeroshot_{other}"]
     assert (suite_scores["n"], suite_scores["skipped"]) == (10_000, 0)
+
+
+def test_results_that_another_suite_writes_are_refused(run, tmp_path):
+    with folder_lock(tmp_path / "out"), pytest.raises(FolderInUseError, match="out is in use"):
+        run()
+    results, measured = run()
+    assert [result.error for result in results if result.error] == []
+    assert measured

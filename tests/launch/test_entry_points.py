@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tclip
+from tclip.folder_lock import folder_lock
 from tclip.models import ClipPolicy
 from tclip.quant import ternarize_params
 from tests.helpers import tiny
@@ -140,3 +141,16 @@ def test_sweep_prints_the_commands_or_refuses_the_point(tmp_path):
     _, err = launch("sweep", f"--config={config}", f"--workdir={tmp_path}/runs", code=1)
     assert "sweep point 0: " in err
     assert "optim.rl" in err
+
+
+def test_a_sweep_that_runs_already_is_refused_in_one_line(tmp_path):
+    config = tmp_path / "x.py"
+    config.write_text(
+        "from tclip.run.experiment import default_config\nget_config = default_config\n"
+        "def sweep():\n  yield {}\n"
+    )
+    with folder_lock(tmp_path / "runs"):
+        flags = f"--config={config}", f"--workdir={tmp_path}/runs", "--execute"
+        _, err = launch("sweep", *flags, code=1)
+    assert err.startswith(f"sweep: error: {tmp_path}/runs is in use by process {os.getpid()} ")
+    assert err.count("\n") == 1

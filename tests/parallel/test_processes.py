@@ -57,6 +57,7 @@ RESTORE = """
 from pathlib import Path
 import jax, numpy as np
 from orbax.checkpoint import v1 as ocp
+from tclip.parallel import processes
 from tclip.run import checkpoint
 from tclip.parallel.sharding import MeshConfig, make_mesh, placed, state_shardings
 from tclip.run.state import TrainState

@@ -14,7 +14,7 @@ import pytest
 from tclip.config import build
 from tclip.losses import LossConfig
 from tclip.parallel.sharding import MeshConfig, batch_sharding, make_mesh, state_shardings
-from tclip.run.checkpoint import load_trained
+from tclip.run.checkpoint import CHECKPOINTS, load_trained
 from tclip.run.experiment import Experiment
 from tclip.run.optim import OptimConfig, learning_rate, make_optimizer
 from tclip.run.state import TrainState, create_state
@@ -27,7 +27,8 @@ from tests.helpers.logs import own_messages
 from tests.helpers.runs import assert_same_bits, run_config, samples_in
 
 BATCH = 8
-GOOD = {"loss": 1.0, "grad_norm": 1.0}
+LR = OptimConfig().lr
+GOOD = {"loss": 1.0, "grad_norm": 1.0, "update_norm": 1.0}
 
 
 def make_batch(seed: int) -> dict[str, np.ndarray]:
@@ -40,7 +41,7 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def compiled(mesh: MeshConfig, weight: float) -> tuple[TrainState, Callable]:
+def compiled(mesh: MeshConfig, weight: float, lr: float) -> tuple[TrainState, Callable]:
     """The state at the beginning, and the step."""
     config = tiny.config()
     vision, text = (dataclasses.replace(tower, layers=1) for tower in (config.vision, config.text))
@@ -49,7 +50,7 @@ def compiled(mesh: MeshConfig, weight: float) -> tuple[TrainState, Callable]:
         preprocess=tiny.PREPROCESS,
         quant=dataclasses.replace(tiny.POLICY, policy="ffn", estimator="twn"),
         loss=LossConfig(contrastive_weight=weight),
-        optim=OptimConfig(warmup_steps=4, ema_decay=0.9),
+        optim=OptimConfig(lr=lr, warmup_steps=4 if lr == LR else 0, ema_decay=0.9),
     )
     mesh = make_mesh(mesh)
     optimizer = make_optimizer(experiment.optim, 10)
@@ -61,9 +62,9 @@ def compiled(mesh: MeshConfig, weight: float) -> tuple[TrainState, Callable]:
     return state, jax.jit(step, out_shardings=(shardings, None))
 
 
-def take_steps(mesh: MeshConfig, batches: list[dict], weight: float = 1) -> tuple:
+def take_steps(mesh: MeshConfig, batches: list[dict], weight: float = 1, lr: float = LR) -> tuple:
     """The state at the beginning, and state and metrics after every step."""
-    state, step = compiled(mesh, weight)
+    state, step = compiled(mesh, weight, lr)
     taken = [(state, None)]
     for batch in batches:
         batch = jax.device_put(batch, batch_sharding(make_mesh(mesh)))
@@ -106,7 +107,35 @@ def test_a_finite_loss_with_an_infinite_gradient_is_a_bad_step():
     assert_same_bits(after, counted(before, step=1, bad_steps=1, skipped=BATCH))
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_an_update_that_is_not_finite_is_a_bad_step():
+    """As of an optimiser that divides by zero; the gradient is finite."""
+    (before, _), (after, metrics) = take_steps(MeshConfig(data=1), [make_batch(0)], lr=1e38)
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not np.isfinite(metrics["update_norm"])
+    assert_same_bits(after, counted(before, step=1, bad_steps=1, skipped=BATCH))
+
+
+def test_the_norm_of_the_update_is_that_of_what_changes():
+    (before, _), (after, metrics) = take_steps(MeshConfig(data=1), [make_batch(0)], lr=2e-3)
+    change = jax.tree.map(lambda x, y: np.float64(x) - y, after.trainable, before.trainable)
+    expected = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(change)))
+    # The weights are rounded when the update is added.
+    np.testing.assert_allclose(metrics["update_norm"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("loss", "the samples"), ("grad_norm", "the samples"), ("update_norm", r"optim\.eps")],
+)
+def test_the_message_blames_the_first_that_is_not_finite(tmp_path, name, remedy):
+    names = list(GOOD)
+    bad = GOOD | dict.fromkeys(names[names.index(name) :], float("nan"))
+    with pytest.raises(FloatingPointError, match=rf"^{name} not finite .*{remedy}"):
+        BadSteps(1, tmp_path, lambda step: []).check(1, bad)
+
+
+@pytest.mark.parametrize("name", GOOD)
 def test_bad_steps_in_a_row_end_the_run_with_their_samples(tmp_path, caplog, name):
     steps = BadSteps(2, tmp_path, lambda step: [f"{step}-{i}" for i in range(BATCH)])
     bad = GOOD | {name: float("nan")}
@@ -131,12 +160,13 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(tmp_path, caplog):
     config = run_config(
         samples_in(tmp_path),
         # After the first update nothing is finite any more.
-        optim={"lr": 1e30, "warmup_steps": 0},
+        optim={"lr": 1e15, "warmup_steps": 0},
         train={
             "steps": 9,
             "batch_size": 8,
             "log_every": 1,
             "checkpoint_every": 1,
+            "keep_last": 1,
             "max_bad_steps": 3,
         },
     )
@@ -153,6 +183,8 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(tmp_path, caplog):
     assert [row["bad_steps"] for row in rows] == [0, 1, 2, 3]
     # What is not finite is no JSON.
     assert ["loss" in row for row in rows] == [True, False, False, False]
+    # What was saved before is not rotated out by what changes nothing.
+    assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["1"]
     _, params, _ = load_trained(run)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
     keys = json.loads((run / BAD_BATCHES).read_text())

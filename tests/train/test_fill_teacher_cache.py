@@ -13,6 +13,7 @@ import pytest
 from tclip.data import View, train_batches
 from tclip.data.mixture import mixture_of
 from tclip.data.pipeline import draw
+from tclip.folder_lock import FolderInUseError, folder_lock
 from tclip.loading import load
 from tclip.losses import LossConfig
 from tclip.models import CLIP
@@ -259,3 +260,9 @@ def test_hidden_layers_cannot_be_taught_from_a_cache():
     loss = LossConfig(hidden_weight=1.0, hidden_layers=((0, 0),))
     with pytest.raises(ValueError, match=r"teacher\.cache holds no hidden layers"):
         Experiment(teacher=teacher, loss=loss)
+
+
+def test_a_cache_that_another_program_fills_is_refused(experiment, tmp_path):
+    with folder_lock(tmp_path), pytest.raises(FolderInUseError, match=f"{tmp_path} is in use"):
+        cache_teacher(experiment, tmp_path, augmentations=1, shard_size=SHARD_SIZE)
+    assert not list(tmp_path.iterdir())

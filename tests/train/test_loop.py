@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tclip.config import build
+from tclip.folder_lock import FolderInUseError, folder_lock
 from tclip.loading import load
 from tclip.models import CLIPConfig, init_params
 from tclip.parallel.sharding import batch_sharding, make_mesh
@@ -23,6 +24,7 @@ from tclip.train.fill_teacher_cache import cache_teacher
 from tclip.train.loop import train
 from tclip.train.metric_writer import CLOCK_METRICS, MetricWriter, read_metrics
 from tclip.train.setup import random_start, set_up_run, with_vocabulary
+from tclip.train.teacher import load_float
 from tests.helpers.runs import TOWER, run_config
 
 STEPS = 12
@@ -320,3 +322,44 @@ def test_a_teacher_without_a_layer_to_compare_with_is_refused(teacher, data_dir,
     )
     with pytest.raises(ValueError, match=r"loss\.text_hidden_layers: the teacher's text tower"):
         train(student, tmp_path)
+
+
+def test_a_second_run_in_a_workdir_is_refused_before_it_changes_anything(teacher, data_dir):
+    before = {path: path.read_bytes() for path in teacher.iterdir() if path.is_file()}
+    with folder_lock(teacher), pytest.raises(FolderInUseError, match=f"{teacher} is in use"):
+        train(make_experiment(data_dir, optim={"lr": 1e-5}), teacher)
+    assert {path: path.read_bytes() for path in teacher.iterdir() if path.is_file()} == before
+
+
+def test_a_run_owns_its_workdir_and_lets_it_go(data_dir, tmp_path, monkeypatch):
+    def set_up(experiment, workdir, is_resumed):
+        with pytest.raises(FolderInUseError), folder_lock(workdir):
+            pass
+        raise ValueError("owned")
+
+    monkeypatch.setattr(loop, "set_up_run", set_up)
+    with pytest.raises(ValueError, match="owned"):
+        train(make_experiment(data_dir), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("init", ["auto", "teacher", "random"])
+def test_a_teacher_with_int8_activations_teaches(data_dir, tmp_path, init):
+    experiment = make_experiment(
+        data_dir,
+        quant={"policy": "ffn", "activations": "int8"},
+        train={"steps": 4, "eval_every": 4, "checkpoint_every": 4},
+    )
+    train(experiment, tmp_path / "teacher")
+    student = dataclasses.replace(
+        experiment,
+        init=init,
+        teacher=dataclasses.replace(experiment.teacher, path=str(tmp_path / "teacher")),
+        loss=dataclasses.replace(experiment.loss, embedding_weight=1.0),
+    )
+    assert train(student, tmp_path / "student")["step"] == 4
+    # It is the run's own model, up to the rounding of its activations.
+    texts = ["a red circle", "a blue star"]
+    teacher = load_float(str(tmp_path / "teacher"), experiment.model)
+    expected = load(tmp_path / "teacher", activations="native").encode_text(texts)
+    np.testing.assert_allclose(teacher.encode_text(texts), expected, rtol=1e-5, atol=1e-6)

@@ -26,7 +26,8 @@ from tests.helpers.logs import own_messages
 
 
 def scalars(loss: float) -> dict:
-    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1), "skipped": jnp.int32(3)}
+    norms = {"grad_norm": jnp.float32(1), "update_norm": jnp.float32(1)}
+    return {"loss": jnp.float32(loss), **norms, "skipped": jnp.int32(3)}
 
 
 def metric_writer(workdir: Path, start: int, steps: int, log_every: int) -> MetricWriter:
@@ -168,7 +169,9 @@ def test_every_step_is_handed_out_once_when_the_next_was_taken(tmp_path):
         take(writer, 1, scalars(1.0))
         assert writer.take_ended() == []
         take(writer, 2, scalars(2.0))
-        assert writer.take_ended() == [(1, {"loss": 1.0, "grad_norm": 1.0, "skipped": 3})]
+        assert writer.take_ended() == [
+            (1, {"loss": 1.0, "grad_norm": 1.0, "update_norm": 1.0, "skipped": 3})
+        ]
         take(writer, 3, scalars(3.0))
         writer.flush()
         assert [(step, metrics["loss"]) for step, metrics in writer.take_ended()] == [
