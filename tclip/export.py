@@ -25,8 +25,9 @@ def export_packed(
     out: str | Path,
     float_dtype: str = "float16",
     policy: TernaryPolicy | None = None,
+    step: str | int | None = None,
 ) -> dict[str, float]:
-    """Writes the newest weights of a run as a packed folder, and reads it back to be sure.
+    """Writes the weights of a run as a packed folder, and reads it back to be sure.
 
     Args:
       workdir: of a ternary run; if `policy` is given, of a float run or any float model that
@@ -34,6 +35,7 @@ def export_packed(
       out: the packed folder.
       float_dtype: of scales and of what is not ternary.
       policy: ternarises a float model without training (post-training).
+      step: of a run, which checkpoint, as in `tclip.loading.load`; the last by default.
 
     Returns:
       `tclip.packed.size_summary` of the folder.
@@ -43,7 +45,7 @@ def export_packed(
         `float_dtype` cannot hold.
       OSError: `workdir` cannot be read or `out` cannot be written.
     """
-    model, quant, policy = _load(workdir, policy)
+    model, quant, policy = _load(workdir, policy, step)
     if policy.policy == "none":
         raise ValueError(f"{workdir} is a float model: say with a policy what becomes ternary")
     # Scales stay float32 here; save_packed casts them and refuses those that do not fit.
@@ -58,8 +60,9 @@ def export_huggingface(
     out: str | Path,
     float_dtype: str | None = None,
     policy: TernaryPolicy | None = None,
+    step: str | int | None = None,
 ) -> dict[str, Any]:
-    """Writes the newest weights of a run as a folder for transformers, and reads it back.
+    """Writes the weights of a run as a folder for transformers, and reads it back.
 
     Ternary weights are ordinary floats there, of three values a group.
 
@@ -69,6 +72,7 @@ def export_huggingface(
       float_dtype: of all weights, "float16", "bfloat16" or "float32"; by default float32 for a
         float run and float16 for a ternary one.
       policy: ternarises a float model without training (post-training).
+      step: of a run, which checkpoint, as in `tclip.loading.load`; the last by default.
 
     Returns:
       size_bytes of the folder; parameters: their number; ternary_fraction: share of the parameters
@@ -79,7 +83,7 @@ def export_huggingface(
         hold, or an architecture that transformers does not have.
       OSError: `workdir` cannot be read or `out` cannot be written.
     """
-    model, quant, policy = _load(workdir, policy)
+    model, quant, policy = _load(workdir, policy, step)
     float_dtype = float_dtype or ("float32" if policy.policy == "none" else "float16")
     weights = leaves_by_path(ternarize_params(model.params, quant, policy))
     weights = {path: cast_float(path, leaf, float_dtype) for path, leaf in weights.items()}
@@ -97,10 +101,10 @@ def export_huggingface(
 
 
 def _load(
-    path: str | Path, policy: TernaryPolicy | None
+    path: str | Path, policy: TernaryPolicy | None, step: str | int | None
 ) -> tuple[Model, dict[str, Any], TernaryPolicy]:
     """The model with its latent weights, scales and thresholds, and the policy that is theirs."""
-    latent = load_latent(path)
+    latent = load_latent(path, step)
     if policy is None:
         return latent.model, latent.quant, latent.policy
     if latent.policy.policy != "none":

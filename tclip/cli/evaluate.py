@@ -7,6 +7,7 @@ ROOT/wds_vtab-cifar10; run again, it goes on where it was. DIR is clip_benchmark
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from tclip.run.experiment import read_experiment
 from tclip.tables import markdown_table, percent
 
 _MODEL = flags.DEFINE_multi_string("model", None, "What tclip.load takes.", required=True)
+_STEP = flags.DEFINE_string("step", None, "Checkpoint of a workdir: last, best or a step.")
 _SUITE = flags.DEFINE_enum("suite", None, ["clip_benchmark"], "Data sets under --data to measure.")
 _DATA = flags.DEFINE_multi_string(
     "data", [], "shapes, wds:PATTERN, wds:DIR or tfds:NAME; a workdir's own by default."
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     path, *more = _MODEL.value
     if more:
         raise ValueError("several models are compared by --suite only: give one --model")
-    model = tclip.load(path)
+    model = tclip.load(path, step=_STEP.value)
     results = {}
     for config in _sources(path):
         scores = evaluate(model, open_source(config), _BATCH_SIZE.value, _NUM_WORKERS.value)
@@ -58,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
     is_ours = model_kind(path) in ("packed", "workdir")
     folder = Path(path) if is_ours else Path()  # not another's
     out = Path(_OUT.value or folder / "evaluation.json")
-    out.write_text(json.dumps({"model": path, "results": results}, indent=1) + "\n")
+    step = {} if _STEP.value is None else {"step": _STEP.value}
+    written = {"model": path, **step, "results": results}
+    out.write_text(json.dumps(written, indent=1) + "\n")
     return 0
 
 
@@ -66,8 +70,9 @@ def _evaluate_suite() -> int:
     if len(_DATA.value) != 1:
         raise ValueError(f"--suite={_SUITE.value} needs one --data, the folder of its data sets")
     (data,), out = _given(), Path(_OUT.value or "clip_benchmark_results")
+    load = functools.partial(tclip.load, step=_STEP.value)
     batching, results = (_BATCH_SIZE.value, _NUM_WORKERS.value), []
-    for result in run_suite(_MODEL.value, tclip.load, data, out, *batching):
+    for result in run_suite(_MODEL.value, load, data, out, *batching):
         print(result_line(result), flush=True)
         results.append(result)
     print(write_summary(results, out))

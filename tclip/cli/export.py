@@ -8,6 +8,7 @@ tclip export --workdir=DIR --out=DIR --format=hf                 # for transform
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -37,6 +38,7 @@ _FLOAT_DTYPE = flags.DEFINE_enum(
     "packed: of scales and of what is not ternary. hf: of all weights; float32 by default if none "
     "is ternary. float16 by default.",
 )
+_STEP = flags.DEFINE_string("step", None, "Checkpoint of a run: last, best or a step.")
 _POLICY = flags.DEFINE_string("policy", None, "What of a float model becomes ternary.")
 _ESTIMATOR = flags.DEFINE_enum(
     "estimator", "optimal", list(ESTIMATORS), "Of scale and threshold, with --policy."
@@ -47,7 +49,7 @@ _GROUP = flags.DEFINE_string("group", "channel", "What shares a scale, with --po
 def main(argv: Sequence[str]) -> None:
     if argv[1:]:
         raise ValueError(f"unexpected argument {argv[1]!r}")
-    options = {}
+    options: dict[str, Any] = {"step": _STEP.value}
     if _FLOAT_DTYPE.value is not None:
         options["float_dtype"] = _FLOAT_DTYPE.value
     if _POLICY.value is not None:

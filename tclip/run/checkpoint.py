@@ -18,6 +18,7 @@ import jax
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from tclip.files import read_json_object
 from tclip.models import init_params
 from tclip.parallel.processes import is_main, largest, main_says, wait_for_all
 from tclip.parallel.sharding import path_name
@@ -26,6 +27,9 @@ from tclip.run.experiment import Experiment, read_experiment
 from tclip.run.state import Params, TrainState
 
 CHECKPOINTS = "checkpoints"
+LAST, BEST = "last", "best"
+# Where Orbax keeps the metrics of a checkpoint.
+METRICS = "metrics/metrics"
 # In the name of what Orbax is still writing.
 UNFINISHED = ".orbax-checkpoint-tmp"
 # How an error of tensorstore begins: with a code. By these it speaks of the bytes that it read, by
@@ -173,8 +177,14 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(_whole_steps(workdir / CHECKPOINTS))
 
 
-def load_trained(workdir: str | Path) -> tuple[Experiment, Params, dict[str, Any]]:
-    """Reads the newest weights of a training run, finished or not, onto the default device.
+def load_trained(
+    workdir: str | Path, step: str | int = LAST
+) -> tuple[Experiment, Params, dict[str, Any]]:
+    """Reads the weights of a training run, finished or not, onto the default device.
+
+    Args:
+      step: which of its checkpoints: the "last"; the "best", whose train.best_metric is largest; or
+        that of a step, by its number.
 
     Returns:
       The experiment, the latent float32 parameters and the scales and thresholds (`quant`); of the
@@ -182,16 +192,12 @@ def load_trained(workdir: str | Path) -> tuple[Experiment, Params, dict[str, Any
 
     Raises:
       FileNotFoundError: no workdir, or no checkpoint in it yet.
-      ValueError: config.json is damaged.
+      ValueError: config.json is damaged, or there is no checkpoint of this `step`.
       CheckpointError: the checkpoint is damaged or of another shape.
     """
     workdir = Path(workdir)
     experiment = read_experiment(workdir)
-    directory = workdir.absolute() / CHECKPOINTS
-    steps = _whole_steps(directory)
-    if not steps:
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it with launch.train")
-    newest = directory / str(max(steps))
+    path = _checkpoint_of(workdir, step, experiment.train.best_metric)
     sharding = SingleDeviceSharding(jax.local_devices()[0])
 
     def weights() -> dict[str, Any]:
@@ -203,8 +209,39 @@ def load_trained(workdir: str | Path) -> tuple[Experiment, Params, dict[str, Any
         jax.eval_shape(weights),
     )
     group = "ema" if experiment.optim.ema_decay else "trainable"
-    loaded = _load(newest, {group: abstract}, partial=True)[group]
+    loaded = _load(path, {group: abstract}, partial=True)[group]
     return experiment, loaded["params"], loaded["quant"]
+
+
+def _checkpoint_of(workdir: Path, step: str | int, best_metric: str) -> Path:
+    directory = workdir.absolute() / CHECKPOINTS
+    steps = sorted(_whole_steps(directory))
+    if not steps:
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train it with launch.train")
+    there = f"{workdir} has checkpoints of the steps {', '.join(map(str, steps))}"
+    if step == LAST:
+        return directory / str(steps[-1])
+    if step == BEST:
+        scores = {n: _metric(_metrics_of(directory / str(n)), best_metric) for n in steps}
+        best = max(steps, key=lambda n: (scores[n], n))
+        if scores[best] == -math.inf:
+            raise ValueError(
+                f"step={BEST!r}: {there}, none of which was evaluated by {best_metric} "
+                f"(train.best_metric); use {LAST!r} or a number"
+            )
+        return directory / str(best)
+    number = int(step) if str(step).isdecimal() else None
+    if number not in steps:
+        raise ValueError(f"step={step!r}: {there}; use {LAST!r}, {BEST!r} or one of these")
+    return directory / str(number)
+
+
+def _metrics_of(path: Path) -> dict[str, float]:
+    """The metrics that a checkpoint was saved with; {} if there was no evaluation."""
+    try:
+        return read_json_object(path / METRICS)
+    except FileNotFoundError:
+        return {}
 
 
 def _whole_steps(directory: Path) -> list[int]:

@@ -154,3 +154,17 @@ def test_a_sweep_that_runs_already_is_refused_in_one_line(tmp_path):
         _, err = launch("sweep", *flags, code=1)
     assert err.startswith(f"sweep: error: {tmp_path}/runs is in use by process {os.getpid()} ")
     assert err.count("\n") == 1
+
+
+def test_export_and_evaluate_take_a_step(tmp_path, dataset):
+    workdir = tiny.write_workdir(tmp_path / "run")
+    flags = f"--workdir={workdir}", f"--out={tmp_path}/packed", "--policy=all"
+    launch("export", *flags, "--step=1")
+    _, err = launch("export", *flags, "--step=7", code=1)
+    assert "step='7'" in err
+    launch("evaluate", f"--model={workdir}", f"--data=wds:{dataset}", "--step=last")
+    assert json.loads((workdir / "evaluation.json").read_text())["step"] == "last"
+    _, err = launch(
+        "evaluate", f"--model={tmp_path}/packed", f"--data=wds:{dataset}", "--step=1", code=1
+    )
+    assert "no training workdir" in err

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+import tclip
 from tclip.config import build
+from tclip.export import export_packed
+from tclip.loading import load
 from tclip.losses import LossConfig
 from tclip.models import architecture
 from tclip.parallel.sharding import MeshConfig, make_mesh, placed, state_shardings
@@ -315,3 +318,50 @@ TINY = {
     "embed_dim": architecture("tiny").embed_dim,
     "vision": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2},
 }
+
+
+SCORES = {2: 0.3, 4: 0.7, 6: None, 8: 0.7, 9: 0.1}
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A run whose checkpoint of step N has the weights of seed N."""
+    workdir = tiny.write_workdir(tmp_path_factory.mktemp("scored") / "run")
+    shutil.rmtree(workdir / CHECKPOINTS)
+    with Checkpoints(workdir, keep_last=9, best_metric="zeroshot_top1") as checkpoints:
+        for step, score in SCORES.items():
+            metrics = None if score is None else {"zeroshot_top1": score, "other": -score}
+            weights = {"params": tiny.params(step), "quant": {}}
+            checkpoints.save(step, {"trainable": weights}, metrics)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [("last", 9), ("best", 8), (4, 4), ("6", 6), (None, 9)]
+)
+def test_a_run_is_loaded_from_the_checkpoint_that_is_asked_for(scored, step, expected):
+    params = load(scored, step=step).params
+    for ours, theirs in zip(*map(jax.tree.leaves, (params, tiny.params(expected))), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("step", [5, "5", "newest", "-2", "", "2.0"])
+def test_a_checkpoint_that_is_not_there_names_those_that_are(scored, step):
+    with pytest.raises(ValueError, match=rf"step={step!r}: {scored} .* 2, 4, 6, 8, 9; use 'last'"):
+        load(scored, step=step)
+
+
+def test_without_evaluation_there_is_no_best(tmp_path):
+    workdir = tiny.write_workdir(tmp_path / "run")
+    with pytest.raises(ValueError, match="none of which was evaluated by zeroshot_top1"):
+        load(workdir, step="best")
+
+
+def test_only_a_run_has_steps(scored, tmp_path):
+    policy = dataclasses.replace(tiny.POLICY, learn_scale=False, learn_threshold=False)
+    export_packed(scored, tmp_path / "packed", policy=policy, step="best")
+    expected = np.float16(tiny.params(8)["logit_scale"])
+    np.testing.assert_array_equal(load(tmp_path / "packed").params["logit_scale"], expected)
+    for backend in (None, "jax", "engine"):
+        with pytest.raises(ValueError, match=r"step='last': .*packed is no training workdir"):
+            tclip.load(tmp_path / "packed", backend=backend, step="last")
