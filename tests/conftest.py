@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,11 @@ os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+# Programs that several files compile, and the commands that they start, are compiled once.
+cache = Path(__file__).parents[1] / ".pytest_cache/xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # XLA's threads spin while they wait: processes that share their cores slow each other down.
 worker = os.environ.get("PYTEST_XDIST_WORKER")

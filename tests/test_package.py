@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from tclip import engine
 from tclip.interop import save_huggingface
 from tclip.packed import save_packed
 from tests.helpers import tiny
@@ -65,9 +66,13 @@ def test_inference_imports_no_torch():
 def test_a_packed_model_opens_without_what_trains_one(tmp_path):
     parts = tiny.config(), tiny.packed_params(), tiny.tokenizer(), tiny.PREPROCESS
     save_packed(tmp_path / "packed", *parts)
-    modules = imported_by(f"import tclip; tclip.load({str(tmp_path / 'packed')!r})")
+    load = f"import tclip; tclip.load({str(tmp_path / 'packed')!r}, backend="
+    modules = imported_by(f"{load}'jax')")
     assert "jax" in modules
     assert modules.isdisjoint(TRAINING)
+    if not engine.unavailable():
+        modules = imported_by(f"{load}'engine')")
+        assert modules.isdisjoint({"jax", "flax", *TRAINING})
 
 
 def test_a_folder_of_hugging_face_opens_without_what_trains_a_model(tmp_path):

@@ -1,9 +1,7 @@
 """A packed model on the CPU, by a C library, without JAX: `load` and `unavailable`.
 
-Importing it takes numpy only. The library is built from a checkout:
-
-    cmake -S tclip/engine -B build/engine && cmake --build build/engine
-    export TCLIP_ENGINE_LIBRARY=$PWD/build/engine/libtclip_engine.so
+Importing it takes numpy only. `pip install` builds the library, with a compiler from PyPI where
+the machine has none; TCLIP_ENGINE_LIBRARY names another build of it.
 
 The C interface is `include/tclip.h`.
 """

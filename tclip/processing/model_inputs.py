@@ -1,6 +1,5 @@
 """What a model takes, whatever runs it: images of any kind as pixels, a tokenizer that fits."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,6 @@ def read_pixels(image: ImageInput, config: PreprocessConfig) -> np.ndarray:
       ValueError: the image cannot be decoded.
       FileNotFoundError: the path does not exist.
     """
-    if isinstance(image, Image.Image):
-        # Through a lossless file, so that there is one way of decoding; PNG has few modes.
-        buffer = io.BytesIO()
-        known = image.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
-        (image if known else image.convert("RGB")).save(buffer, "PNG")
-        image = buffer.getvalue()
     name = "an image"
     if isinstance(image, str | Path):
         name, image = image, Path(image).read_bytes()

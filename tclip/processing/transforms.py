@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tclip.config import COUNT, POSITIVE, Range
 from tclip.processing.bad_sample import BadSample
+from tclip.processing.metadata import TURNS, orientation, without_metadata
 
 # Checked against the header, before any pixel is decoded (256 MiB of RGBX in memory).
 MAX_PIXELS = 2**26
@@ -58,18 +59,22 @@ class PreprocessConfig:
             raise ValueError(f"train_ratio must be a positive range, got {self.train_ratio}")
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decodes the first frame of an image file, upright by its EXIF orientation, to RGB.
+def decode_image(image: bytes | Image.Image) -> Image.Image:
+    """Decodes the first frame of an image, upright by its EXIF orientation, to RGB.
 
     Transparent pixels are laid over white, as Hugging Face does (open_clip drops the transparency).
     Other than Hugging Face, EXIF orientation is undone, and 16-bit greyscale keeps its upper 8 bits
     (Pillow's conversion would turn nearly all of it white).
 
+    Args:
+      image: an image file, or an image that Pillow has opened or made, which is not changed.
+
     Raises:
-      BadSample: undecodable, truncated, of another format than `FORMATS`, or over MAX_PIXELS.
+      BadSample: undecodable, truncated, of another format than `FORMATS`, over MAX_PIXELS, or of
+        float pixels, whose range is not known.
     """
     with _decoding():
-        return _upright_rgb(_open(data))
+        return _upright_rgb(_open(image) if isinstance(image, bytes) else _checked(image))
 
 
 def preprocess(image: Image.Image, cfg: PreprocessConfig) -> np.ndarray:
@@ -122,11 +127,11 @@ def augment(
     """
     with _decoding():
         opened = _open(data)
-        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = orientation(opened)
     width, height = opened.size
-    size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    size = (height, width) if turn in (5, 6, 7, 8) else (width, height)
     # Of a turned image the last, partial pixels of a smaller decoding would come first.
-    reducible = opened.format in ("JPEG", "MPO") and orientation == 1
+    reducible = opened.format in ("JPEG", "MPO") and turn == 1
     box = random_crop(size, views[0], rng)
     mirrored = views[0].flip and rng.random() < 0.5
     decoded, arrays = {}, []
@@ -157,16 +162,24 @@ def _decoding() -> Iterator[None]:
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header of an image file and checks the size it states."""
-    file = io.BytesIO(data)
     try:
-        image = Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:  # its message names the buffer, which says nothing
-        raise BadSample(f"not an image file of {', '.join(FORMATS)}") from None
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:  # of many kinds; damaged metadata are among the reasons
+        try:
+            image = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
+        except UnidentifiedImageError:  # its message names the buffer, which says nothing
+            raise BadSample(f"not an image file of {', '.join(FORMATS)}") from None
+    return _checked(image)
+
+
+def _checked(image: Image.Image) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadSample(
             f"image of {width}x{height} pixels is over the limit of {MAX_PIXELS} pixels"
         )
+    if not width * height:
+        raise BadSample(f"image of {width}x{height} pixels")
     return image
 
 
@@ -177,14 +190,20 @@ def _reduction(box: Sequence[int], side: int) -> int:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise BadSample("an image of float pixels (mode F): convert it to 8 bits")
+    turn = orientation(image)
+    image.load()
     if image.mode.startswith("I"):  # 16-bit greyscale
-        grey = np.asarray(image).astype(np.uint32) >> 8
+        grey = np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # a copy costs
+    image = image if image.mode == "RGB" else image.convert("RGB")  # a copy costs
+    return image if turn == 1 else image.transpose(TURNS[turn])
 
 
 def random_crop(

@@ -44,8 +44,13 @@ def config() -> CLIPConfig:
 
 
 @functools.cache
+def _init_params():
+    return jax.jit(functools.partial(init_params, config()))
+
+
+@functools.cache
 def params(seed: int = 0) -> dict:
-    return jax.jit(functools.partial(init_params, config()))(jax.random.key(seed))
+    return _init_params()(jax.random.key(seed))
 
 
 @functools.cache

@@ -97,7 +97,8 @@ def test_from_teacher_to_answer(launch, tmp_path):
 
     # The codes that ship are those that the latent weights and thresholds of the run stand for.
     _, params, quant = load_trained(student)
-    shipped = tclip.load(packed).params["vision"]["blocks_0"]["mlp"]["fc1"]["kernel"]
+    params_packed = tclip.load(packed, backend="jax").params
+    shipped = params_packed["vision"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     assert isinstance(shipped, TernaryTensor)
     latent = np.asarray(params["vision"]["blocks_0"]["mlp"]["fc1"]["kernel"])
     threshold = np.exp(np.asarray(quant["vision/blocks_0/mlp/fc1/kernel"]["log_threshold"]))
