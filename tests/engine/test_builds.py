@@ -3,36 +3,20 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import tclip
-import tclip.engine
-from tclip.demo import MODEL, PICTURES
-from tclip.processing import read_pixels
+from tests.helpers.c_example import EXAMPLE, SOURCES, assert_logits, example_inputs, run
 
-SOURCES = Path(tclip.engine.__file__).parent
 CHECK = Path(__file__).parent / "check_kernels.c"
-EXAMPLE = SOURCES / "examples/classify.c"
 SANITIZED = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-LABELS = ["a photo of a dog", "a photo of a cat", "a photo of a ship"]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not installed"),
 ]
-
-
-def run(*command, **options) -> str:
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def build(folder: Path, compiler: str, *options: str) -> list[Path]:
@@ -66,20 +50,8 @@ def arm(tmp_path_factory) -> tuple[list[str], list[Path], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def example_inputs(tmp_path_factory) -> tuple[list[Path], dict[str, float]]:
-    """Arguments of the example, and the logits that the Python model gives for them."""
-    model = tclip.load(MODEL, activations="int8", backend="jax")
-    folder = tmp_path_factory.mktemp("example")
-    pixels = read_pixels(PICTURES[0], model.preprocess)
-    pixels.astype("<f4").tofile(folder / "pixels")
-    rows = model.tokenizer.encode(LABELS).tolist()
-    lines = (
-        f"{label}\t{' '.join(map(str, ids))}\n" for label, ids in zip(LABELS, rows, strict=True)
-    )
-    (folder / "labels").write_text("".join(lines))
-    cosines = model.encode_text(LABELS) @ model.encode_image([PICTURES[0]])[0]
-    logits = np.asarray(cosines) * float(model.logit_scale)
-    return [MODEL, folder / "pixels", folder / "labels"], dict(zip(LABELS, logits, strict=True))
+def inputs(tmp_path_factory) -> tuple[list[Path], dict[str, float]]:
+    return example_inputs(tmp_path_factory.mktemp("example"))
 
 
 def link(out: Path, compiler: list[str], program: Path, objects: list[Path]) -> Path:
@@ -87,22 +59,14 @@ def link(out: Path, compiler: list[str], program: Path, objects: list[Path]) -> 
     return out
 
 
-def assert_logits(printed: str, expected: dict[str, float]) -> None:
-    rows = dict(line.rsplit("\t", 1) for line in printed.splitlines())
-    assert list(rows) == list(expected)
-    for label, value in rows.items():
-        # Float sums in another order move some activations to the next of 255 steps.
-        assert float(value) == pytest.approx(expected[label], abs=0.05)
-
-
 def test_sanitizers_find_nothing_in_the_kernels(sanitized, tmp_path):
     program = link(tmp_path / "check", ["cc", *SANITIZED.split()], CHECK, sanitized)
     assert "plain" in run(program).split()
 
 
-def test_the_example_classifies_as_python_does(sanitized, example_inputs, tmp_path):
+def test_the_example_classifies_as_python_does(sanitized, inputs, tmp_path):
     program = link(tmp_path / "classify", ["cc", *SANITIZED.split()], EXAMPLE, sanitized)
-    arguments, expected = example_inputs
+    arguments, expected = inputs
     assert_logits(run(program, *arguments), expected)
 
 
@@ -112,10 +76,10 @@ def test_the_kernels_of_arm_are_exact(arm, tmp_path):
     assert run(*emulator, program).split() == ["plain", "dotprod", "i8mm"]
 
 
-def test_the_example_classifies_on_arm(arm, example_inputs, tmp_path):
+def test_the_example_classifies_on_arm(arm, inputs, tmp_path):
     compiler, objects, emulator = arm
     program = link(tmp_path / "classify", compiler, EXAMPLE, objects)
-    arguments, expected = example_inputs
+    arguments, expected = inputs
     assert_logits(run(*emulator, program, *arguments), expected)
 
 
