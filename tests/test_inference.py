@@ -54,7 +54,7 @@ def test_paths_bytes_and_pictures_are_one(tmp_path):
     np.testing.assert_allclose(rows - rows[0], 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr"])
 def test_pictures_of_every_mode_are_embedded(mode):
     picture = Image.new("I;16", (40, 30), 30_000) if mode == "I;16" else None
     picture = picture or tiny.square("green").convert(mode)

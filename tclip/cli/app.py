@@ -1,10 +1,5 @@
 """What the entry points share: errors that a user can mend are one line, not a traceback."""
 
-import contextlib
-import ctypes
-import glob
-import importlib.metadata
-import importlib.util
 import logging
 import multiprocessing
 import os
@@ -17,11 +12,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from tclip.parallel import processes
 from tclip.run.recipe import checked_recipe
 
 # That of an abort, by which jax ends a process that no longer hears from another. Schedulers take
@@ -50,14 +43,6 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             absl_logging.set_verbosity(absl_logging.WARNING)  # libraries are talkative
-        jax.config.update("jax_compilation_cache_dir", compilation_cache())
-        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-        if not platforms and not has_accelerator():
-            # Without a chip the TPU plugin reports errors before it gives up.
-            platforms = "cpu"
-            jax.config.update("jax_platforms", platforms)
-        if platforms == "cpu":
-            keep_freed_memory()
         code = 1
         try:
             return command.main(argv)
@@ -68,11 +53,11 @@ def run(name: str, command: ModuleType, arguments: Sequence[str]) -> NoReturn:
             print(f"{name}: interrupted", file=sys.stderr)
             code = INTERRUPTED
         except Exception:
-            if not jax.distributed.is_initialized():
+            if not _is_distributed():
                 raise
             traceback.print_exc()
             code = LOST
-        if jax.distributed.is_initialized():
+        if _is_distributed():
             _end_without_the_others(code)
         return code
 
@@ -130,52 +115,31 @@ def log_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("tclip")
-    alone = not jax.distributed.is_initialized() or processes.is_main()
-    logger.setLevel(logging.INFO if alone else logging.WARNING)
+    logger.setLevel(logging.INFO if _is_first() else logging.WARNING)
     logger.addHandler(handler)
     logger.propagate = False
 
 
-def compilation_cache() -> str | None:
-    """The folder for compiled programs, by which what is resumed or repeated starts at once.
+def _is_distributed() -> bool:
+    if "jax" not in sys.modules:
+        return False
+    import jax
 
-    None, with a warning, where there is no such folder and none can be made.
-    """
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.expanduser("~/.cache/tclip/xla")
-    reason = "there is no home folder" if folder.startswith("~") else ""
-    if "://" in folder:
-        return folder  # jax reads and writes it by other means
-    if not reason:
-        try:
-            os.makedirs(folder, exist_ok=True)
-            reason = "" if os.access(folder, os.W_OK) else f"{folder} is read-only"
-        except OSError as error:
-            reason = f"{folder}: {error.strerror}"
-    if not reason:
-        return folder
-    print(
-        f"compiled programs are not kept ({reason}): set JAX_COMPILATION_CACHE_DIR",
-        file=sys.stderr,
-    )
-    return None
+    return jax.distributed.is_initialized()
 
 
-def keep_freed_memory() -> None:
-    """Has the process keep memory that it frees; call before jax starts its threads.
+def _is_first() -> bool:
+    if not _is_distributed():
+        return True
+    from tclip.parallel import processes
 
-    On a CPU every step allocates and frees its temporaries, gigabytes for ViT-B/16. Given back to
-    the system and faulted in again they cost up to a third of a step. Only glibc has this.
-    """
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, -1)
-        mallopt(m_arena_max, 1)
+    return processes.is_main()
 
 
 def _end_without_the_others(code: int) -> NoReturn:
     """Ends the process at once: the usual way out waits for the others, who wait for this one."""
+    import jax
+
     print(
         f"process {jax.process_index()} of {jax.process_count()} ends, and the others will; "
         "if this is because one was lost, start all processes again",
@@ -185,17 +149,6 @@ def _end_without_the_others(code: int) -> NoReturn:
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)
-
-
-def has_accelerator() -> bool:
-    """Whether jax may find something else than the CPU; looks without starting a backend."""
-    if importlib.metadata.entry_points(group="jax_plugins"):
-        return True
-    if importlib.util.find_spec("libtpu") is None:
-        return False
-    # Chips of a Cloud TPU VM, or what GKE tells a container about them.
-    devices = *glob.glob("/dev/accel[0-9]*"), *glob.glob("/dev/vfio/[0-9]*")
-    return bool(devices) or "TPU_WORKER_ID" in os.environ
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:

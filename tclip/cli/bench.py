@@ -16,6 +16,7 @@ from absl import flags
 
 BENCHMARKS = (
     "encoder",
+    "engine",
     "gpu_schedule",
     "index",
     "input_wait",

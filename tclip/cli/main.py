@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import tclip
+from tclip.cli.jax_defaults import set_jax_defaults
 
 # Name -> (what it does, the extra that it needs installed besides the base requirements).
 COMMANDS = {
@@ -63,6 +64,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     extras = COMMANDS[name][1]
+    not_kept = set_jax_defaults()
     try:
         app = importlib.import_module("tclip.cli.app")
         command = importlib.import_module(f"tclip.cli.{name}")
@@ -74,4 +76,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+    if not_kept and "jax" in sys.modules:
+        message = f"compiled programs are not kept ({not_kept}): set JAX_COMPILATION_CACHE_DIR"
+        print(message, file=sys.stderr)
     app.run(name, command, arguments)

@@ -111,7 +111,12 @@ class Model:
         """Unit embeddings of the texts, float32 [B, D]."""
         if isinstance(texts, str):
             raise ValueError("encode_text: expected a list of texts, got a single string")
-        return self._encode_tokens(self.tokenizer.encode(list(texts)))
+        return self.encode_tokens(self.tokenizer.encode(list(texts)))
+
+    def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        """Unit embeddings, float32 [B, D], of the tokenizer's ids, integers [B, L]."""
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        return self._encode("tclip_encode_texts", tokens, *tokens.shape)
 
     def batch_size(self, count: int) -> int:
         """The size at which a batch that begins with `count` rows is encoded."""
@@ -135,10 +140,6 @@ class Model:
             )
         pixels = np.ascontiguousarray(pixels, np.float32)
         return self._encode("tclip_encode_images", pixels, len(pixels))
-
-    def _encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        tokens = np.ascontiguousarray(tokens, np.int32)
-        return self._encode("tclip_encode_texts", tokens, *tokens.shape)
 
     def _encode(self, function: str, inputs: np.ndarray, *sizes: int) -> np.ndarray:
         embeddings = np.zeros((len(inputs), self._info.embed_dim), np.float32)

@@ -27,8 +27,8 @@ def test_table_and_figures(tmp_path):
 
 def test_wrong_names_and_flags_are_refused():
     for args, message in (
-        ([], "name one benchmark: encoder, gpu_schedule, "),
-        (["nothing"], "no benchmark 'nothing'; there are encoder, gpu_schedule, "),
+        ([], "name one benchmark: encoder, engine, "),
+        (["nothing"], "no benchmark 'nothing'; there are encoder, engine, "),
         (["index", "--layers=2"], "Unknown command line flag 'layers'"),
     ):
         done = bench(*args)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tclip.cli import app
-from tclip.cli.main import COMMANDS
+from tclip import engine
+from tclip.cli import jax_defaults
+from tclip.cli.main import COMMANDS, run_command
 from tclip.data.source import SourceConfig
 from tclip.data.tfds_source import open_tfds
 from tclip.packed import load_packed
@@ -186,7 +187,7 @@ def test_the_cpu_is_chosen_where_there_is_no_chip(
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: plugins)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: libtpu or None)
     monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(devices, pattern))
-    assert app.has_accelerator() == expected
+    assert jax_defaults.has_accelerator() == expected
 
 
 def test_without_a_home_a_command_runs_and_says_what_it_does_not_keep(tmp_path, monkeypatch):
@@ -197,25 +198,36 @@ def test_without_a_home_a_command_runs_and_says_what_it_does_not_keep(tmp_path, 
         raise KeyError("uid not found")
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert app.compilation_cache() is None
+    assert jax_defaults.compilation_cache()[0] is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert app.compilation_cache() is None
+    assert jax_defaults.compilation_cache()[0] is None
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert app.compilation_cache() == str(tmp_path / ".cache/tclip/xla")
+    assert jax_defaults.compilation_cache()[0] == str(tmp_path / ".cache/tclip/xla")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
-    assert app.compilation_cache() == str(tmp_path / "kept")
+    assert jax_defaults.compilation_cache()[0] == str(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir()
 
 
-def test_what_is_not_kept_is_said_in_one_line_each(tmp_path, monkeypatch, capsys):
+def test_what_is_not_kept_is_said_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file"))
-    assert app.compilation_cache() is None
+    with pytest.raises(SystemExit):
+        run_command("evaluate", ["--help"])
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert str(tmp_path / "file") in message
     assert "JAX_COMPILATION_CACHE_DIR" in message
+
+
+@pytest.mark.skipif(engine.unavailable() != "", reason="the engine was not built")
+def test_the_demo_needs_no_jax(tmp_path):
+    script = "from tclip.cli.main import run_command; run_command('demo', [])"
+    absent = f"import sys; sys.modules.update(jax=None); {script}"
+    process = subprocess.run([sys.executable, "-c", absent], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert "airplane" in process.stdout
 
 
 def test_the_home_of_nobody_is_one_line(tmp_path):

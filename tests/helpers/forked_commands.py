@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tclip.cli.jax_defaults import set_jax_defaults
 from tclip.cli.main import COMMANDS, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,7 @@ def _fork(name: str, arguments: list[str]) -> tuple[int, str, str]:
 if __name__ == "__main__":
     command, lists = sys.argv[1], json.loads(sys.argv[2])
     assert command in COMMANDS
+    set_jax_defaults()
     importlib.import_module("tclip.cli.app")
     importlib.import_module(f"tclip.cli.{command}")
     print(json.dumps([_fork(command, arguments) for arguments in lists]))
