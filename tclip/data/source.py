@@ -79,6 +79,8 @@ class SourceConfig:
       image_key, label_key, caption_key: features of a TFDS data set, nested ones as "a/b". Captions
         come from `templates` when caption_key is empty; an empty label_key means no classes.
       templates: prompts with "{}" for the class name; `shapes` and CLIP_benchmark bring their own.
+      caption_lines: whether every line of a caption file in tar shards is a caption, as in Flickr8k
+        and CLIP_benchmark, or all are one, as in what img2dataset writes.
       weights: of several sources, how often each is drawn relative to the others, rounded to
         thousandths of the sum; () draws every sample equally often.
     """
@@ -90,6 +92,7 @@ class SourceConfig:
     label_key: str = "label"
     caption_key: str = ""
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    caption_lines: bool = True
     weights: Annotated[tuple[float, ...], POSITIVE] = ()
 
     def __post_init__(self):

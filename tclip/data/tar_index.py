@@ -5,6 +5,7 @@ goes on where it was, and a new shard costs only itself. The index of all shards
 of 32 bytes that every process maps into memory: 320 MB for ten million samples, held once.
 """
 
+import collections
 import concurrent.futures
 import hashlib
 import itertools
@@ -23,14 +24,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from tclip.data.captions import captions_of_json
 from tclip.files import naming
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-# The text is captions, or where these and the class label are absent the labels of many classes.
-TEXT_SUFFIXES = ("txt", "npy")
-# A sample without a text member has text_size 0, one without a class label -1.
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "jfif")
+# The text is captions, or where these and the class label are absent the labels of many classes, or
+# else the caption in an object of JSON.
+TEXT_SUFFIXES = ("txt", "npy", "json")
+# A sample without a text member has text_size 0, of JSON it is negative; one without a class has
+# label -1.
 INDEX = np.dtype(
     [
         ("shard", "<i4"),
@@ -44,6 +48,12 @@ INDEX = np.dtype(
 # A member beyond these sizes is not what its name says; the sample is left out.
 MAX_IMAGE_BYTES = 2**28
 MAX_TEXT_BYTES = 2**20
+# What archivers of macOS add, besides hidden files such as ._0.jpg and .DS_Store.
+MACOS_FOLDER = "__MACOSX"
+# Between the members of a sample there may be others, of up to so many incomplete samples.
+NEIGHBOURS = 8
+# Of the rules by which members are samples: indices made by others are not used.
+RULES = 2
 # Fewer shards are indexed sooner than worker processes start.
 PARALLEL_SHARDS = 32
 
@@ -101,7 +111,7 @@ def open_index(path: Path | str) -> np.ndarray:
 def shard_index_path(shard: str, folder: Path) -> Path:
     """Where the index of a shard in its present state is kept."""
     stat = os.stat(shard)
-    layout = str(INDEX), TEXT_SUFFIXES
+    layout = str(INDEX), IMAGE_SUFFIXES, TEXT_SUFFIXES, RULES
     return folder / f"{_digest([layout, shard, stat.st_size, stat.st_mtime_ns])}.npz"
 
 
@@ -121,15 +131,34 @@ def index_shard(path: str) -> tuple[np.ndarray, int, str]:
       and a complaint when the file is cut or damaged: then the table holds what comes before.
     """
     rows, skipped = [], 0
+    incomplete: dict[str, dict[str, tuple[int, int]]] = {}
     with open(path, "rb") as file:
         members, complaint = _scan(file)
-        for _, group in itertools.groupby(members, key=lambda member: member[0]):
-            row = _row(file, {suffix: place for _, suffix, place in group})
-            if row is None:
+        for key, run in itertools.groupby(members, key=lambda member: member[0]):
+            samples = _split_repeated([(suffix, place) for _, suffix, place in run])
+            if (
+                len(samples) == 1
+                and key in incomplete
+                and incomplete[key].keys().isdisjoint(samples[0])
+            ):
+                samples = [incomplete.pop(key) | samples[0]]
+                skipped -= 1
+            for places in samples:
+                row = _row(file, places)
+                if row is not None:
+                    rows.append(row)
+                    continue
                 skipped += 1
-            else:
-                rows.append(row)
+                incomplete[key] = places
+                if len(incomplete) > NEIGHBOURS:
+                    del incomplete[next(iter(incomplete))]
     return np.array(rows, INDEX), skipped, complaint
+
+
+def count_suffixes(path: str) -> collections.Counter[str]:
+    """How many members of a tar file have each suffix."""
+    with open(path, "rb") as file:
+        return collections.Counter(suffix for _, suffix, _ in _scan(file)[0])
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -190,42 +219,93 @@ def _shard_index(shard: str, path: Path) -> tuple[np.ndarray, int, str]:
     return _shard_index(shard, path)
 
 
+def _split_repeated(
+    members: list[tuple[str, tuple[int, int]]],
+) -> list[dict[str, tuple[int, int]]]:
+    """The samples in neighbouring members of one key: several, where its suffixes come again.
+
+    Which image belongs to which text is known only where each has all of the suffixes; otherwise
+    the samples are empty.
+    """
+    samples: list[dict[str, tuple[int, int]]] = [{}]
+    for suffix, place in members:
+        if suffix in samples[-1]:
+            samples.append({})
+        samples[-1][suffix] = place
+    if any(sample.keys() != samples[0].keys() for sample in samples):
+        return [{} for _ in samples]
+    return samples
+
+
 def _scan(file: BinaryIO) -> tuple[list[tuple[str, str, tuple[int, int]]], str]:
     """Lists (key, suffix, (offset, size)) of the whole files in a tar, and a complaint or ""."""
     end = os.fstat(file.fileno()).st_size
-    members = []
+    members, start = [], 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in iter(tar.next, None):
-                # It would keep them all.
-                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-                if member.size < 0 or member.offset_data + member.size > end:
-                    return members, f"cut within {member.name}"
-                if member.isreg() and member.sparse is None:
-                    members.append((*split_name(member.name), (member.offset_data, member.size)))
-            # tarfile takes a header that is cut or damaged for the end of the archive.
-            mark = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset)
-            if mark != bytes(tarfile.BLOCKSIZE):
-                return members, "no end-of-archive mark"
+        # Tars that were put one after the other are read as one.
+        while start is not None:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in iter(tar.next, None):
+                    # It would keep them all.
+                    tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+                    if member.size < 0 or member.offset_data + member.size > end:
+                        return members, f"cut within {member.name}"
+                    if member.isreg() and member.sparse is None and not _is_hidden(member.name):
+                        place = member.offset_data, member.size
+                        members.append((*split_name(member.name), place))
+                # tarfile takes a header that is cut or damaged for the end of the archive.
+                mark = os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset)
+                if mark != bytes(tarfile.BLOCKSIZE):
+                    return members, "no end-of-archive mark"
+                start = _next_block(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
         return members, f"not a whole, uncompressed tar file ({error})"
     return members, ""
 
 
+def _is_hidden(name: str) -> bool:
+    *folders, last = name.split("/")
+    return last.startswith(".") or MACOS_FOLDER in folders
+
+
+def _next_block(file: BinaryIO, start: int) -> int | None:
+    """Where after `start` the first block is that is not zeros, None if there is none."""
+    size = 2**10 * tarfile.BLOCKSIZE
+    while chunk := os.pread(file.fileno(), size, start):
+        if zeros := len(chunk) - len(chunk.lstrip(b"\0")):
+            if zeros == len(chunk):
+                start += zeros
+                continue
+            start += zeros - zeros % tarfile.BLOCKSIZE
+        return start
+    return None
+
+
 def _row(file: BinaryIO, places: dict[str, tuple[int, int]]) -> tuple | None:
     """A row of INDEX from {suffix: (offset, size)}, None where image, or text and label, lack."""
     image = next((places[suffix] for suffix in IMAGE_SUFFIXES if suffix in places), None)
-    captions, labels = TEXT_SUFFIXES
+    captions, labels, description = TEXT_SUFFIXES
     text_offset, text_size = places.get(captions, (0, 0))
-    label = -1
+    label, is_json = -1, False
     if "cls" in places:
         offset, size = places["cls"]
         digits = os.pread(file.fileno(), min(size, 16), offset).strip()
         label = int(digits) if digits.isdigit() and len(digits) < 10 else -1
     elif captions not in places:
-        text_offset, text_size = places.get(labels, (0, 0))
+        is_json = labels not in places
+        text_offset, text_size = places.get(description if is_json else labels, (0, 0))
     if image is None or (text_size == 0 and label < 0):
         return None
     if image[1] > MAX_IMAGE_BYTES or text_size > MAX_TEXT_BYTES:
         return None
-    return 0, label, image[0], text_offset, image[1], text_size
+    if is_json and not _has_caption(os.pread(file.fileno(), text_size, text_offset)):
+        return None
+    return 0, label, image[0], text_offset, image[1], -text_size if is_json else text_size
+
+
+def _has_caption(data: bytes) -> bool:
+    try:
+        return bool(captions_of_json(data))
+    except ValueError:
+        return False

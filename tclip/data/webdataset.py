@@ -1,12 +1,13 @@
 """WebDataset tar shards as img2dataset and CLIP_benchmark write them, with random access.
 
 A sample is a run of neighbouring tar members with one key (the name up to the first dot of its last
-part): an image, and key.txt with a caption a line, key.cls with a class number or key.npy with a 0
-or 1 for each class. Captions are UTF-8 of any language; bytes that are not become U+FFFD. Shards
-are indexed once (tclip/data/tar_index.py); reading a sample is then one read for the image and one
-for the text.
+part): an image, and key.txt with captions, key.cls with a class number, key.npy with a 1 for each
+class that it shows (0 or -1 for others), or key.json with a "caption". Texts are UTF-8, or what
+their byte-order mark says. Shards are indexed once (tclip/data/tar_index.py); reading a sample is
+then one read for the image and one for the text.
 """
 
+import collections
 import dataclasses
 import functools
 import glob
@@ -21,15 +22,24 @@ from typing import Any
 
 import numpy as np
 
+from tclip.data.captions import captions_of_json, captions_of_lines, decode, read_lines
 from tclip.data.source import Sample, SourceConfig, data_dir
-from tclip.data.tar_index import IMAGE_SUFFIXES, index_shards, open_index, split_name
+from tclip.data.tar_index import (
+    IMAGE_SUFFIXES,
+    count_suffixes,
+    index_shards,
+    open_index,
+    split_name,
+)
 from tclip.processing.bad_sample import BadSample
 from tclip.prompts import fill
 
 log = logging.getLogger(__name__)
 
-# No UTF-8 text starts like this.
+# No UTF-8 text starts like this, nor one with a byte-order mark.
 NPY_MAGIC = b"\x93NUMPY"
+# Shards that are looked at again to say why they hold no sample.
+EXAMINED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +52,7 @@ class WebDatasetSource:
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     left_out: int = 0
+    caption_lines: bool = True
 
     @property
     def fingerprint(self) -> str:
@@ -50,7 +61,8 @@ class WebDatasetSource:
         names = [Path(path).name for path in self.shards]
         # A buffer, though NumPy's types say so from Python 3.12 on only.
         index = hashlib.sha256(self._index).hexdigest()  # pyright: ignore[reportArgumentType]
-        return repr((names, index, self.classnames, self.templates))
+        captions = () if self.caption_lines else ("one caption",)
+        return repr((names, index, self.classnames, self.templates, *captions))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -62,7 +74,7 @@ class WebDatasetSource:
 
     def __getitem__(self, index: int) -> Sample:
         shard, label, image_offset, text_offset, image_size, text_size = self._index[index].tolist()
-        path = self.shards[shard]
+        path, is_json, text_size = self.shards[shard], text_size < 0, abs(text_size)
         try:
             with open(path, "rb", buffering=0) as file:
                 # The member's name stands in the header block in front of its data.
@@ -78,9 +90,13 @@ class WebDatasetSource:
         if text.startswith(NPY_MAGIC):
             labels = _labels(text, f"{path}, {key}.npy")
             return Sample(f"{Path(path).name}/{key}", block[BLOCKSIZE:], (), labels=labels)
-        # Not splitlines, which also splits at characters that some languages use within a line.
-        lines = text.decode("utf-8-sig", "replace").split("\n")
-        captions = tuple(line.strip() for line in lines if line.strip())
+        try:
+            if is_json:
+                captions = captions_of_json(text)
+            else:
+                captions = captions_of_lines(decode(text), self.caption_lines)
+        except ValueError as error:
+            raise BadSample(f"{path}, the text of {key}: {error}") from None
         if not captions and label >= 0 and self.classnames:
             captions = fill(self.templates, self.classnames[label])
         return Sample(f"{Path(path).name}/{key}", block[BLOCKSIZE:], captions, label)
@@ -111,24 +127,48 @@ def open_webdataset(cfg: SourceConfig, where: str) -> WebDatasetSource:
     if folder.is_dir():
         shards = _benchmark_shards(folder, cfg.split)
         if (folder / "classnames.txt").exists():
-            classnames = _lines(folder / "classnames.txt")
+            classnames = read_lines(folder / "classnames.txt")
             path = folder / "zeroshot_classification_templates.txt"
-            own = _lines(path) if path.exists() else ()
-            templates = tuple(line.replace("{c}", "{}") for line in own) or cfg.templates
+            templates = (_templates(path) if path.exists() else ()) or cfg.templates
     else:
         shards = expand(where)
     index_path, report = index_shards(shards, data_dir(cfg) / "index")
     _warn(cfg.source, report)
     source = WebDatasetSource(
-        cfg.source, shards, str(index_path), classnames, templates, report["skipped"]
+        cfg.source,
+        shards,
+        str(index_path),
+        classnames,
+        templates,
+        report["skipped"],
+        cfg.caption_lines,
     )
     if len(source) == 0:
         raise ValueError(
-            f"no usable sample in the {len(shards)} shard(s) of {where!r}: expected pairs of "
-            f"key.{'|'.join(IMAGE_SUFFIXES)} and key.txt, key.cls or key.npy in uncompressed tar "
-            "files"
+            f"no usable sample in the {len(shards)} shard(s) of {where!r}: expected key."
+            f"{'|'.join(IMAGE_SUFFIXES)} and, next to it, key.txt, key.cls, key.npy or key.json "
+            f"with a caption in uncompressed tar files; found {_found(shards)}"
         )
     return source
+
+
+def _found(shards: tuple[str, ...]) -> str:
+    """What the first shards hold, for who wonders why there is no sample in it."""
+    counts = sum(map(count_suffixes, shards[:EXAMINED]), collections.Counter())
+    names = [f"{count} x .{suffix}" for suffix, count in counts.most_common(8)]
+    return f"{', '.join(names) or 'no file'} in the first {min(EXAMINED, len(shards))} of them"
+
+
+def _templates(path: Path) -> tuple[str, ...]:
+    """The prompts of CLIP_benchmark, whose "{c}" is the class, with "{}" instead."""
+    templates = []
+    for number, line in enumerate(read_lines(path), start=1):
+        template = line.replace("{c}", "{}")
+        if line and "{}" not in template:
+            raise ValueError(f"{path}, line {number}: {line[:60]!r} has no {{c}} for the class")
+        if line:
+            templates.append(template)
+    return tuple(templates)
 
 
 def expand(pattern: str) -> tuple[str, ...]:
@@ -139,7 +179,8 @@ def expand(pattern: str) -> tuple[str, ...]:
     """
     paths = []
     for name in _expand_braces(os.path.expanduser(pattern)) or [pattern]:
-        found = sorted(path for path in glob.glob(name) if os.path.isfile(path))
+        # A file that has such characters in its name is no pattern.
+        found = [name] if os.path.isfile(name) else sorted(filter(os.path.isfile, glob.glob(name)))
         if not found:
             raise FileNotFoundError(f"no shard matches {name!r} (data source wds:{pattern})")
         paths += found
@@ -158,6 +199,8 @@ def _warn(name: str, report: dict[str, Any]) -> None:
 
 
 def _expand_braces(pattern: str) -> list[str]:
+    if os.path.isfile(pattern):
+        return [pattern]
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
         return [pattern]
@@ -180,7 +223,7 @@ def _benchmark_shards(folder: Path, split: str) -> tuple[str, ...]:
             f"{count_path} is missing (splits found: {splits}); a folder has to have the layout "
             "of CLIP_benchmark, other shards are given by a pattern such as DIR/{00000..00009}.tar"
         )
-    text = count_path.read_text().strip()
+    text = "".join(read_lines(count_path))
     if not text.isdigit():
         raise ValueError(f"{count_path} does not hold a number: {text[:40]!r}")
     paths = [folder / split / f"{i}.tar" for i in range(int(text))]
@@ -190,15 +233,12 @@ def _benchmark_shards(folder: Path, split: str) -> tuple[str, ...]:
     return tuple(str(path.absolute()) for path in paths)
 
 
-def _lines(path: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-
-
 def _labels(npy: bytes, name: str) -> tuple[int, ...]:
     try:
         array = np.lib.format.read_array(io.BytesIO(npy), allow_pickle=False)
     except Exception as error:  # of many kinds, from the parser of the header
         raise BadSample(f"{name}: {error}") from None
-    if array.ndim != 1 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+    if array.ndim != 1 or array.dtype.kind not in "biuf" or not np.isin(array, (-1, 0, 1)).all():
         raise BadSample(f"{name} is not a 0 or 1 for each class")
-    return tuple(array.astype(int).tolist())
+    # As in PASCAL VOC -1 is a class that is not shown, 0 one that may be.
+    return tuple((array == 1).astype(int).tolist())

@@ -8,17 +8,21 @@ webdataset_builder.py writes, the metrics are those of its clip_benchmark/metric
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from tclip.data import SourceConfig
+from tclip.data.captions import read_lines
 from tclip.data.webdataset import WebDatasetSource, open_webdataset
 from tclip.evals.classification import zeroshot_classification
 from tclip.evals.embed import ImageEmbeddings, embed_images
 from tclip.evals.metrics import average_precision
 from tclip.evals.retrieval import every_caption, retrieval
 from tclip.prompts import Encoder, class_embeddings
+
+log = logging.getLogger(__name__)
 
 _TYPES = {
     "natural": """
@@ -70,7 +74,21 @@ def find_datasets(root: Path) -> dict[str, Path]:
             f"no data set of CLIP_benchmark in {root}: expected folders such as wds_imagenet1k or "
             "wds_vtab-cifar10, as at https://huggingface.co/clip-benchmark"
         )
+    _warn_of_others(root, set(found.values()))
     return found
+
+
+def _warn_of_others(root: Path, known: set[Path]) -> None:
+    """Names the folders of this layout that are none of the published data sets."""
+    folders = {file.parents[1] for file in root.glob("*/*/nshards.txt")}
+    if others := sorted(folder.name for folder in folders - known):
+        log.warning(
+            "%s: not measured, since no data set of CLIP_benchmark has the name: %s; evaluate one "
+            "alone by --data=wds:%s",
+            root,
+            ", ".join(others),
+            root / others[0],
+        )
 
 
 def open_dataset(name: str, folder: Path, cfg: SourceConfig) -> tuple[str, WebDatasetSource]:
@@ -88,7 +106,7 @@ def open_dataset(name: str, folder: Path, cfg: SourceConfig) -> tuple[str, WebDa
         the class names.
     """
     kind_path = folder / "dataset_type.txt"
-    kind = kind_path.read_text(encoding="utf-8").strip().lower() if kind_path.exists() else ""
+    kind = "".join(read_lines(kind_path)).lower() if kind_path.exists() else ""
     kind = kind or "classification"
     if kind not in TASKS:
         raise ValueError(f"{kind_path} holds {kind[:40]!r}; expected one of {', '.join(TASKS)}")
