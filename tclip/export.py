@@ -27,7 +27,7 @@ def export_packed(
     policy: TernaryPolicy | None = None,
     step: str | int | None = None,
 ) -> dict[str, float]:
-    """Writes the weights of a run as a packed folder, and reads it back to be sure.
+    """Writes the weights of a run as a packed folder, reads it back and encodes a text by it.
 
     Args:
       workdir: of a ternary run; if `policy` is given, of a float run or any float model that
@@ -51,7 +51,9 @@ def export_packed(
     # Scales stay float32 here; save_packed casts them and refuses those that do not fit.
     packed = quantize_params(model.params, quant, policy, dtype=jnp.float32)
     save_packed(out, model.config, packed, model.tokenizer, model.preprocess, float_dtype)
-    _, stored, _, _ = load_packed(out)
+    config, stored, tokenizer, preprocess = load_packed(out)
+    # A folder that is whole and still cannot run would be found by whom it ships to.
+    Model(config, stored, tokenizer, preprocess).encode_text([""])
     return size_summary(stored, folder_bytes(out))
 
 

@@ -1,5 +1,7 @@
 """Policies for CLIP: which of its weights are ternary, by name."""
 
+import re
+
 from tclip.quant import TernaryPolicy
 
 _FFN = (r"(?:.*/)?mlp/(?:fc1|fc2)/kernel",)
@@ -10,6 +12,9 @@ _EMBEDDINGS = (
     r"(?:.*/)?vision/patch_embed/kernel",
     r"(?:.*/)?text/token_embedding/embedding",
 )
+
+# What the layers multiply by, and the rows that they gather.
+_USABLE = r"(?:.*/)?(?:kernel|token_embedding/embedding)"
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -32,3 +37,11 @@ class ClipPolicy(TernaryPolicy):
     def patterns(self) -> tuple[str, ...]:
         """The regular expressions that the policy stands for."""
         return PRESETS[self.policy] if self.policy in PRESETS else super().patterns
+
+    def check(self, path: str) -> None:
+        """Refuses what no layer can use packed, such as biases, norms and position embeddings."""
+        if not re.fullmatch(_USABLE, path):
+            raise ValueError(
+                f"{path}: only kernels and the token embedding can be ternary; narrow the "
+                f"patterns of policy {self.policy!r}"
+            )

@@ -35,7 +35,8 @@ def ternary_paths(params: Any, policy: TernaryPolicy) -> tuple[str, ...]:
 
     Raises:
       ValueError: a pattern that matches no leaf; a matching leaf that is not a floating-point array
-        of two axes or more, or whose input dimension the block size does not divide.
+        of two axes or more, whose input dimension the block size does not divide, or that the
+        policy's own `check` refuses.
     """
     leaves = _leaves_by_path(params)
     for pattern in policy.patterns:
@@ -47,6 +48,7 @@ def ternary_paths(params: Any, policy: TernaryPolicy) -> tuple[str, ...]:
             )
     paths = tuple(path for path in leaves if policy.matches(path))
     for path in paths:
+        policy.check(path)
         leaf = leaves[path]
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(f"{path}: only float weights can be ternary, this is {leaf.dtype}")

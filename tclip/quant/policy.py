@@ -63,6 +63,9 @@ class TernaryPolicy:
             return ()
         return tuple(pattern.strip() for pattern in self.policy.split(","))
 
+    def check(self, path: str) -> None:
+        """Raises ValueError for a leaf that matches and that its model cannot use ternary."""
+
     def matches(self, path: str) -> bool:
         """Whether the leaf at this "/"-joined path is ternary."""
         return any(re.fullmatch(pattern, path) for pattern in self.patterns)
