@@ -13,8 +13,8 @@ _EMBEDDINGS = (
     r"(?:.*/)?text/token_embedding/embedding",
 )
 
-# What the layers multiply by, and the rows that they gather.
-_USABLE = r"(?:.*/)?(?:kernel|token_embedding/embedding)"
+# What layers add or scale by, and would not find packed.
+_UNUSABLE = r"(?:.*/)?(?:bias|scale|position_embedding|class_embedding|probe)"
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -40,7 +40,7 @@ class ClipPolicy(TernaryPolicy):
 
     def check(self, path: str) -> None:
         """Refuses what no layer can use packed, such as biases, norms and position embeddings."""
-        if not re.fullmatch(_USABLE, path):
+        if re.fullmatch(_UNUSABLE, path):
             raise ValueError(
                 f"{path}: only kernels and the token embedding can be ternary; narrow the "
                 f"patterns of policy {self.policy!r}"
