@@ -7,25 +7,36 @@ from pathlib import Path
 PATTERNS = ["*.json", "*.safetensors", "*.txt"]
 SUBFOLDERS = ["*/*"]
 
+# Of open_clip's names of models.
+HUB, LOCAL = "hf-hub:", "local-dir:"
+
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """Returns the folder of a model: an existing one, or a hub model in huggingface_hub's cache.
 
     Args:
-      name_or_path: a folder, or "owner/name" or "owner/name@revision" on the hub. A hub model is
-        downloaded unless the cache has it; HF_HOME, HF_HUB_OFFLINE and HF_TOKEN count as usual.
+      name_or_path: a folder, or "owner/name" or "owner/name@revision" on the hub, also with the
+        prefixes of open_clip. A hub model is downloaded unless the cache has it; HF_HOME,
+        HF_HUB_OFFLINE and HF_TOKEN count as usual.
 
     Raises:
       FileNotFoundError: the folder is absent, or the hub model is neither cached nor to be had.
     """
-    name = str(name_or_path)
+    given = str(name_or_path)
+    is_hub, is_local = given.startswith(HUB), given.startswith(LOCAL)
+    name = given.removeprefix(HUB if is_hub else LOCAL)
     folder = Path(os.path.expanduser(name))
-    if folder.is_dir():
+    if folder.is_dir() and not is_hub:
         return folder
     repo_id, _, revision = name.partition("@")
-    if folder.exists():
+    if folder.exists() and not is_hub:
         raise FileNotFoundError(f"{folder} is a file; give the folder that holds it")
-    if name.startswith((".", "/", "~")) or repo_id.count("/") != 1 or "" in repo_id.split("/"):
+    if (
+        is_local
+        or name.startswith((".", "/", "~"))
+        or repo_id.count("/") != 1
+        or "" in repo_id.split("/")
+    ):
         raise FileNotFoundError(
             f"no model folder at {name}: train or export it first, or give owner/name of the hub"
         )

@@ -135,3 +135,24 @@ def test_a_cached_copy_without_weights_says_what_to_download(home, offline):
         weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors; .*hf download owner/name"):
         resolve("owner/name")
+
+
+def test_the_prefixes_of_open_clip(monkeypatch, tmp_path):
+    asked = []
+    (tmp_path / "owner/name").mkdir(parents=True)
+    (tmp_path / "cached").mkdir()
+    (tmp_path / "cached/model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def download(repo_id, revision, **_):
+        asked.append((repo_id, revision))
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve("hf-hub:owner/name@v2") == tmp_path / "cached"
+    assert asked == [("owner/name", "v2")]
+    assert resolve("local-dir:owner/name") == Path("owner/name")
+    assert resolve(f"local-dir:{tmp_path}/owner/name") == tmp_path / "owner/name"
+    with pytest.raises(FileNotFoundError, match="no model folder at owner/other"):
+        resolve("local-dir:owner/other")
+    assert len(asked) == 1
