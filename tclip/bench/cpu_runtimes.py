@@ -23,11 +23,17 @@ RUNTIMES = (
     "torch int8",
     *(f"ONNX Runtime {kind}" for kind in ONNX_KINDS),
 )
+# What has to be installed, by the first word of a runtime's name.
+REQUIREMENTS = {
+    "tclip": (),
+    "torch": ("torch", "transformers"),
+    "ONNX": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime"),
+}
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
 def open_tower(runtime: str, folder: Path, tower: str) -> Encode:
-    """A function from float32 pixels [B, S, S, 3], or int32 tokens [B, L], to embeddings [B, D]."""
+    """A function from float32 pixels [B, S, S, 3], or int64 tokens [B, L], to embeddings [B, D]."""
     if runtime.startswith(ENGINE):
         return _engine(folder / "packed", tower, "native" if "native" in runtime else "int8")
     if runtime.startswith("torch"):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tclip.bench.cpu_runtimes import (
     ENGINE,
     ONNX_KINDS,
+    REQUIREMENTS,
     RUNTIMES,
     TOWERS,
     onnx_file,
@@ -25,14 +25,14 @@ from tclip.bench.cpu_runtimes import (
     peak_megabytes,
     torch_tower,
 )
+from tclip.bench.encoder import packed_params
 from tclip.bench.steps import cut_architecture, random_batch
 from tclip.bench.timing import in_turn
 from tclip.engine.library import library
 from tclip.interop import save_huggingface
-from tclip.models import CLIPConfig, ClipPolicy, init_params
+from tclip.models import CLIPConfig, init_params
 from tclip.packed import save_packed
-from tclip.processing import PreprocessConfig, Tokenizer, train_tokenizer
-from tclip.quant import init_quant, quantize_params
+from tclip.processing import PreprocessConfig, train_tokenizer
 from tclip.tables import markdown_table
 
 
@@ -81,31 +81,16 @@ def _prepare(folder: Path, model: CLIPConfig) -> CLIPConfig:
         vocab_size=max(model.text.vocab_size, tokenizer.vocab_size),
     )
     model = dataclasses.replace(model, text=text)
-    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
     preprocess = PreprocessConfig(image_size=model.vision.image_size)
-    _save(folder, model, params, tokenizer, preprocess)
-    if _is_installed("onnxruntime"):
+    # From one key: what is packed are the float weights of the others.
+    params = jax.jit(functools.partial(init_params, model))(jax.random.key(0))
+    packed = jax.jit(functools.partial(packed_params, model, "all"))()
+    save_packed(folder / "packed", model, packed, tokenizer, preprocess)
+    save_huggingface(folder / "float", model, params, tokenizer, preprocess)
+    if _is_installed("ONNX Runtime"):
         for tower in TOWERS:
             _export_onnx(folder, tower, _inputs(model, tower, 2))
     return model
-
-
-def _save(
-    folder: Path,
-    model: CLIPConfig,
-    params: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    preprocess: PreprocessConfig,
-) -> None:
-    policy = ClipPolicy(policy="all")
-
-    @jax.jit
-    def pack(params):
-        return quantize_params(params, init_quant(params, policy), policy, jnp.float16)
-
-    packed = pack(params)
-    save_packed(folder / "packed", model, packed, tokenizer, preprocess)
-    save_huggingface(folder / "float", model, params, tokenizer, preprocess)
 
 
 def _export_onnx(folder: Path, tower: str, example: np.ndarray) -> None:
@@ -134,14 +119,7 @@ def _export_onnx(folder: Path, tower: str, example: np.ndarray) -> None:
 
 def _is_installed(runtime: str) -> bool:
     """Whether what it takes can be imported."""
-    modules = {"torch": ("torch", "transformers"), "onnx": ("torch", "onnx", "onnxruntime")}
-    kind = runtime.split()[0].lower()
-    needed = next((names for key, names in modules.items() if kind.startswith(key)), ())
-    return all(map(_can_import, needed))
-
-
-def _can_import(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    return all(map(importlib.util.find_spec, REQUIREMENTS[runtime.split()[0]]))
 
 
 def _inputs(model: CLIPConfig, tower: str, batch: int) -> np.ndarray:
