@@ -149,7 +149,8 @@ def index_shard(path: str) -> tuple[np.ndarray, int, str]:
                     rows.append(row)
                     continue
                 skipped += 1
-                incomplete[key] = places
+                if places:
+                    incomplete[key] = places
                 if len(incomplete) > NEIGHBOURS:
                     del incomplete[next(iter(incomplete))]
     return np.array(rows, INDEX), skipped, complaint

@@ -91,6 +91,15 @@ def test_one_key_again_puts_no_caption_to_another_image(tmp_path_factory, shard)
         assert {image, text.encode()} == neighbours
 
 
+def test_what_was_left_out_stays_counted_when_its_key_comes_again(tmp_path):
+    ambiguous = [IMAGE[0], IMAGE[1], TEXT[0], TEXT[1]]
+    _, skipped = indexed(tmp_path, ambiguous)
+    assert indexed(tmp_path, [*ambiguous, ("LICENSE", b"other"), IMAGE[1], TEXT[1]]) == (
+        [(png(1), "1")],
+        skipped + 1,
+    )
+
+
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), min_size=1, max_size=4))
 def test_tars_one_after_the_other_are_read_as_one(tmp_path_factory, parts):
     """Each with so many samples and blocks of zeros behind it."""
